@@ -1,0 +1,1 @@
+"""Benchmarks: Isthmus beside other tools, each comparison in one run; results as data."""

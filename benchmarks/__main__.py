@@ -1,0 +1,99 @@
+"""``python -m benchmarks``: measure Isthmus against its targets and beside Torch-Pruning, and write the tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from isthmus.errors import BadInput, IsthmusError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, CLAIMS, PAGE = ROOT / "benchmarks" / "results", ROOT / "claims" / "results", ROOT / "docs" / "benchmarks.md"
+BENCHMARKS = ("reach", "torch_pruning")
+
+
+def _words(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in _words(text)]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in _words(text)]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of the command."""
+    options = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(BENCHMARKS)}; both if none")
+    options.add_argument("--table", action="store_true", help="only write docs/benchmarks.md from the results")
+    options.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the results are")
+    options.add_argument("--model", default="minilm")
+    peer = options.add_argument_group("torch_pruning")
+    peer.add_argument("--steps", type=int, default=150, help="of recovery")
+    peer.add_argument("--seeds", type=_integers, default=[0])
+    peer.add_argument("--shares", type=_floats, default=[0.75, 0.5, 0.25, 0.1])
+    peer.add_argument("--effort", default="faster", choices=("faster", "fast", "full"), help="of our gates")
+    reach = options.add_argument_group("reach")
+    reach.add_argument("--only", type=_words, default=["half", "quarter", "tenth", "latency"], help="which budgets")
+    reach.add_argument("--efforts", type=_words, default=["faster", "full"])
+    reach.add_argument("--time", help="handed on to isthmus narrow, such as 20min")
+    reach.add_argument("--seed", type=int, default=0)
+    reach.add_argument("--again", action="store_true", help="measure anew what is there already")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parser().parse_args(arguments)
+    from benchmarks.page import write_page
+
+    try:
+        unknown = [name for name in options.names if name not in BENCHMARKS]
+        if unknown:
+            raise BadInput(f"unknown benchmark {unknown[0]!r}; the benchmarks are {', '.join(BENCHMARKS)}")
+        if not options.table:
+            _run(options)
+    except IsthmusError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept, run the same command again to go on", file=sys.stderr)
+        return 130
+    if options.out == RESULTS:
+        write_page(RESULTS, CLAIMS, PAGE)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    names = options.names or BENCHMARKS
+    if "reach" in names:
+        from benchmarks import reach
+
+        reach.run(
+            options.out / "reach.json",
+            model=options.model,
+            budgets=options.only,
+            efforts=options.efforts,
+            seed=options.seed,
+            limit=options.time,
+            again=options.again,
+        )
+    if "torch_pruning" in names:
+        from benchmarks import torch_pruning
+
+        torch_pruning.run(
+            options.out / "torch_pruning.json",
+            model=options.model,
+            shares=options.shares,
+            seeds=options.seeds,
+            steps=options.steps,
+            effort=options.effort,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Claims: statements from papers about methods, with the small experiment here that tests each, and its result."""

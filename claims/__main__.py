@@ -1,0 +1,93 @@
+"""``python -m claims``: run the experiments that test the papers' claims, and write their table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from isthmus.errors import BadInput, IsthmusError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "claims" / "results", ROOT / "docs" / "claims.md"
+QUICK = ROOT / "build" / "claims"
+CLAIMS = ("vtrans",)
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in text.split(",") if part]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def _words(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of the command."""
+    options = argparse.ArgumentParser("python -m claims", description=__doc__)
+    options.add_argument("slugs", nargs="*", metavar="CLAIM", help=f"which claims; all ({', '.join(CLAIMS)}) if none")
+    options.add_argument("--table", action="store_true", help="only write docs/claims.md from the results")
+    options.add_argument("--quick", action="store_true", help="a few minutes, to see it run; kept under build/claims")
+    options.add_argument("--model", default="minilm")
+    options.add_argument("--steps", type=int, help="steps of recovery (150; quick: 20)")
+    options.add_argument("--seeds", type=_integers, help="0,1,2 (quick: 0)")
+    options.add_argument("--shares", type=_floats, help="0.75,0.5,0.25,0.1 (quick: 0.5,0.25)")
+    options.add_argument("--methods", type=_words, help="vib and all others (quick: vib,magnitude,random)")
+    options.add_argument("--effort", default="faster", choices=("faster", "fast", "full"), help="of the gates")
+    options.add_argument("--no-efforts", action="store_true", help="leave out the gates trained in full at 50 %%")
+    options.add_argument("--out", type=Path, metavar="FOLDER", help="where the results are (claims/results)")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parser().parse_args(arguments)
+    results = options.out or (QUICK if options.quick else RESULTS)
+    from claims.tables import write_table
+
+    if options.table:
+        write_table(results, PAGE)
+        return 0
+    try:
+        unknown = [slug for slug in options.slugs if slug not in CLAIMS]
+        if unknown:
+            raise BadInput(f"unknown claim {unknown[0]!r}; the claims are {', '.join(CLAIMS)}")
+        _run_vtrans(options, results / "vtrans.json")
+    except IsthmusError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; finished points are kept, run the same command again to go on", file=sys.stderr)
+        return 130
+    if results == RESULTS:
+        write_table(RESULTS, PAGE)
+    return 0
+
+
+def _run_vtrans(options: argparse.Namespace, out: Path) -> None:
+    from claims import vtrans
+    from claims.common import SEEDS, SHARES, STEPS
+    from isthmus.relevance.registry import get
+
+    quick = options.quick
+    methods = options.methods or (["vib", "magnitude", "random"] if quick else vtrans.METHODS)
+    for method in methods:
+        get(method)
+    vtrans.run(
+        out,
+        model=options.model,
+        methods=methods,
+        shares=options.shares or ([0.5, 0.25] if quick else SHARES),
+        seeds=options.seeds or ([0] if quick else SEEDS),
+        steps=options.steps or (20 if quick else STEPS),
+        effort=options.effort,
+        with_efforts=not (options.no_efforts or quick),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Tables: means and spreads over seeds, and docs/claims.md written from the results."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from claims.common import Outcome, point_of
+
+HEADER = "<!-- written by python -m claims --table from claims/results/ -->"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Relative scores over seeds: the mean, the sample standard deviation (0 for one seed) and how many."""
+
+    mean: float
+    spread: float
+    seeds: int
+
+    def __str__(self) -> str:
+        """Return it in percent."""
+        return f"{100 * self.mean:.1f} ± {100 * self.spread:.1f}" if self.seeds > 1 else f"{100 * self.mean:.1f}"
+
+
+def score(values: Sequence[float]) -> Score:
+    """Return mean and spread of at least one value."""
+    return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+
+def scores(outcomes: Sequence[Outcome], key: str = "relative") -> dict[tuple[str, float], Score]:
+    """Return the score of every method at every share."""
+    values: dict[tuple[str, float], list[float]] = {}
+    for outcome in outcomes:
+        point = point_of(outcome)
+        values.setdefault((point.label, point.share), []).append(float(outcome[key]))
+    return {cell: score(found) for cell, found in values.items()}
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; bars within cells are escaped."""
+    lines = [list(heads), ["---"] * len(heads), *[list(row) for row in rows]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def score_table(outcomes: Sequence[Outcome]) -> str:
+    """Return relative scores in percent, methods by shares; the best mean at each share is bold."""
+    cells = scores(outcomes)
+    labels = list(dict.fromkeys(label for label, _ in cells))
+    shares = sorted({share for _, share in cells}, reverse=True)
+    best = {share: max(value.mean for (_, at), value in cells.items() if at == share) for share in shares}
+    rows = []
+    for label in labels:
+        row = [f"`{label}`"]
+        for share in shares:
+            found = cells.get((label, share))
+            text = "" if found is None else str(found)
+            row.append(f"**{text}**" if found is not None and found.mean == best[share] else text)
+        rows.append(row)
+    return markdown_table(["method", *(f"{share:.0%} of the parameters" for share in shares)], rows)
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Return the results of all claims, by slug."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return sorted((data for data in found if isinstance(data, dict) and "slug" in data), key=lambda data: data["slug"])
+
+
+def _section(result: Mapping[str, Any]) -> list[str]:
+    record = result["record"]
+    lines = [f"## {result['slug']}: {result['verdict']}", "", f"**Claim.** {result['claim']}", ""]
+    lines += [f"**Experiment.** {result['experiment']}", "", score_table(result["points"]), ""]
+    lines += ["Quality relative to the original, in percent: mean ± standard deviation over seeds.", ""]
+    rows = [[part["name"], part["rule"], part["summary"], part["verdict"]] for part in result["parts"]]
+    lines += [markdown_table(["part", "rule", "found", "verdict"], rows), ""]
+    seeds = sorted({outcome["seed"] for outcome in result["points"]})
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    lines += [
+        f"Seeds {', '.join(map(str, seeds))}; {record['steps']} steps of recovery; data `{record['data'][:12]}`, "
+        f"network `{record['network'][:12]}`; {versions}.",
+        "",
+    ]
+    return lines
+
+
+def render(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return docs/claims.md."""
+    lines = [HEADER, "", "# Claims", ""]
+    lines += ["Statements from papers about methods, each tested by a small experiment here (`python -m claims`).", ""]
+    if not results:
+        return "\n".join([*lines, "None has been tested yet.", ""])
+    rows = [[f"`{result['slug']}`", result["claim"], result["verdict"]] for result in results]
+    lines += [markdown_table(["paper", "claim", "verdict"], rows), ""]
+    for result in results:
+        lines += _section(result)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write_table(results: Path, page: Path) -> None:
+    """Write docs/claims.md from the results."""
+    part = page.with_name(page.name + ".part")
+    part.write_text(render(read_results(results)), encoding="utf-8")
+    part.replace(page)

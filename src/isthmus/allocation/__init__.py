@@ -1,0 +1,1 @@
+"""Allocation: spending a budget over all sites at once."""

@@ -1,0 +1,206 @@
+"""Tables on the terminal, from what the flow returned."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from isthmus.report.numbers import metric, nats, percent, si
+
+if TYPE_CHECKING:
+    from isthmus.demo import Demo
+    from isthmus.doctor import Diagnosis
+    from isthmus.methods import MethodInfo
+    from isthmus.plan import Decision, Plan
+    from isthmus.report import ReportData
+
+_UNITS = {"bytes": "B", "latency": "ms", "peak": "B"}
+
+
+def _console() -> Console:
+    # Where the output goes to a file or a pipe, the columns are as wide as what is in them.
+    width = None if sys.stdout.isatty() else max(160, shutil.get_terminal_size().columns)
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False)
+
+
+def _show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
+    """Print a table whose first ``words`` columns are words, set left, and the others figures, set right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def show_inspection(report: ReportData) -> None:
+    """Print what each site costs and carries."""
+    rows = [
+        (
+            site.name,
+            site.kind,
+            f"{site.units:,}",
+            si(site.params),
+            si(site.macs),
+            nats(site.relevance_total),
+        )
+        for site in report.sites
+    ]
+    _show(f"{report.network} on {report.task}", ("site", "kind", "units", "params", "MACs", "carries"), rows, words=2)
+    _show_rates({row.currency: row.original for row in report.savings}, {}, {})
+
+
+def _show_rates(original: Mapping[str, float], narrowed: Mapping[str, float], wanted: Mapping[str, float]) -> None:
+    columns = ["", "original", *(["narrowed", "share"] if narrowed else []), *(["budget"] if wanted else [])]
+    rows = []
+    for currency, amount in original.items():
+        unit = _UNITS.get(currency, "")
+        row = [currency, si(amount, unit)]
+        if narrowed:
+            value = narrowed.get(currency)
+            row += [si(value, unit), percent(value / amount if value is not None and amount else None)]
+        if wanted:
+            row.append(si(wanted[currency], unit) if currency in wanted else "")
+        rows.append(row)
+    if rows:
+        _show("", columns, rows)
+
+
+def _kept(decision: Decision) -> str:
+    """Draw which units stay, in eighths of a bar."""
+    share = len(decision.keep) / decision.units
+    full = round(share * 12)
+    return "█" * full + "░" * (12 - full)
+
+
+def _wanted(plan: Plan) -> dict[str, float]:
+    """Return the limits of a plan's budget as amounts; none where it was made for a floor of quality instead."""
+    from isthmus.budget import CURRENCIES, parse_budget
+
+    if not plan.budget.startswith(CURRENCIES):
+        return {}
+    return {str(name): amount for name, amount in parse_budget(plan.budget).amounts(plan.original).items()}
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the decisions of a plan and what they are predicted to save and lose."""
+    rows = [
+        (
+            decision.site,
+            decision.kind,
+            _kept(decision),
+            f"{len(decision.keep):,} of {decision.units:,}",
+            percent(len(decision.keep) / decision.units),
+            nats(decision.distortion),
+        )
+        for decision in plan.decisions
+    ]
+    title = f"plan for {plan.network}: {plan.budget} by {plan.method}, seed {plan.seed}"
+    _show(title, ("site", "kind", "stays", "units", "share", "predicted loss"), rows, words=3)
+    _show_rates(plan.original, plan.predicted, _wanted(plan))
+    print(f"predicted loss before recovery: {nats(plan.distortion)}")
+    for note in plan.notes:
+        print(f"note: {note}")
+
+
+def show_savings(report: ReportData) -> None:
+    """Print what was saved and what was lost, as measured on the finished artifact."""
+    rows: list[tuple[str, ...]] = [
+        (
+            saving.currency,
+            si(saving.original, saving.unit),
+            si(saving.narrowed, saving.unit),
+            percent(saving.narrowed / saving.original if saving.narrowed is not None and saving.original else None),
+            si(saving.limit, saving.unit) if saving.limit is not None else "",
+        )
+        for saving in report.savings
+    ]
+    quality = report.quality
+    if quality is not None:
+        wanted = percent(quality.wanted) if quality.wanted is not None else ""
+        figures = (metric(quality.original), metric(quality.narrowed), percent(quality.relative), wanted)
+        rows.append((quality.metric_name, *figures))
+    _show(f"{report.network} on {report.task}", ("", "original", "narrowed", "share", "wanted"), rows)
+    for warning in report.warnings:
+        print(f"note: {warning}")
+
+
+def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print networks side by side, each figure with its share of the first network's."""
+    first = rows[0]
+
+    def cell(row: Mapping[str, Any], key: str, unit: str = "") -> str:
+        text = si(row[key], unit)
+        return text if row is first or not first[key] else f"{text} ({percent(row[key] / first[key])})"
+
+    body = [
+        (
+            str(row["name"]),
+            cell(row, "params"),
+            cell(row, "bytes", "B"),
+            cell(row, "macs"),
+            cell(row, "latency_ms", "ms"),
+            cell(row, "peak_bytes", "B"),
+            f"{metric(row['metric'])} [{metric(row['ci95'][0])}, {metric(row['ci95'][1])}]",
+            percent(row["relative"]),
+        )
+        for row in rows
+    ]
+    title = f"latency: median in {first['engine']}, batch {first['batch']}, mean length {float(first['length']):.0f}"
+    columns = (
+        "network",
+        "params",
+        "bytes",
+        "MACs",
+        "latency",
+        "peak memory",
+        f"{first['metric_name']} [95 %]",
+        "relative",
+    )
+    _show(title, columns, body)
+
+
+def show_methods(infos: Sequence[MethodInfo]) -> None:
+    """Print the methods and measures."""
+    rows = [
+        (info.name, info.role, info.slug or "", ", ".join(info.kinds), info.verdict or "no claim yet", info.summary)
+        for info in infos
+    ]
+    _show("", ("name", "role", "paper", "narrows", "claim", "what it does"), rows, words=6)
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print every check of a network's anatomy."""
+    rows = [
+        (row.check, row.site, "ok" if row.ok else "WRONG", f"{row.error:.1e}", f"{row.limit:.0e}" if row.limit else "0")
+        for row in diagnosis.rows
+    ]
+    _show(f"doctor: {diagnosis.network}", ("check", "site", "", "error", "at most"), rows, words=3)
+    wrong = sum(not row.ok for row in diagnosis.rows)
+    total = len(diagnosis.rows)
+    print(f"all {total} checks passed" if not wrong else f"{wrong} of {total} checks failed")
+
+
+def show_demo(demo: Demo) -> None:
+    """Print what the demonstration came to."""
+    show_comparison(demo.rows)
+    print(
+        f"opened by plain transformers: AutoModel.from_pretrained({str(demo.folder)!r}), {demo.parameters:,} parameters"
+    )
+    if demo.page is not None:
+        print(f"page: {demo.page}")
+
+
+def show_folder(folder: Path) -> None:
+    """Print where a narrowed network lies, and its page."""
+    print(f"network: {folder}")
+    page = folder / "report.html"
+    if page.exists():
+        print(f"page: {page}")

@@ -1,0 +1,117 @@
+"""Networks side by side: what each costs as an exported artifact, timed in one interleaved run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isthmus.cost.latency import measure_latency
+from isthmus.cost.measure import count_parameters, measure_macs
+from isthmus.cost.predict import example_inputs
+from isthmus.errors import BadInput
+from isthmus.export.engines import engine_batches, export_network, find_engine, load_runner
+from isthmus.export.peak import measure_peak
+from isthmus.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from isthmus.network import Network
+
+
+def bench_networks(
+    networks: Sequence[Network],
+    texts: Sequence[str],
+    *,
+    engine: str = "openvino",
+    batch: int = 32,
+    rounds: int = 7,
+    max_batches: int = 16,
+    threads: int | None = None,
+    macs_length: int | None = None,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Export networks, then time them turn by turn on the same texts.
+
+    Parameters
+    ----------
+    networks : sequence of Network
+    texts : sequence of str
+        Real sentences; batches are taken in the given order.
+    engine : {"openvino", "onnxruntime"}
+    batch : int
+        Sentences in a batch.
+    rounds : int
+        How often each batch is timed.
+    max_batches : int
+        How many batches are timed at most, spread evenly over the texts.
+    threads : int, optional
+        Threads of the engine; all cores when None.
+    macs_length : int, optional
+        Tokens of the sequence whose multiply-accumulates are counted; the first network's mean length when None.
+    progress : Progress
+
+    Returns
+    -------
+    list of dict
+        For each network ``name, params, macs`` (of one sequence of ``macs_length`` tokens), ``latency_ms`` (median of
+        a batch), ``latency_spread`` (its quartiles), ``engine, batch, length`` (mean tokens of a text that are not
+        padding) and ``peak_bytes``.
+
+    Raises
+    ------
+    BadInput
+        If the engine is unknown or not installed, or there are no texts.
+    """
+    find_engine(engine)
+    if not texts or not networks:
+        raise BadInput("bench: no texts to run; give a task with at least one text")
+    chosen = _spread_texts(texts, batch, max_batches)
+    keys = [str(index) for index in range(len(networks))]
+    steps = 2 * len(networks) + rounds + 1
+    with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as folder:
+        runners, batches, peaks, lengths = {}, {}, {}, {}
+        for step, (key, network) in enumerate(zip(keys, networks, strict=True)):
+            progress("bench", 2 * step, steps, f"export {network.name}")
+            path = export_network(network, engine, Path(folder) / key)
+            batches[key] = engine_batches(network, chosen, batch)
+            lengths[key] = _mean_length(batches[key])
+            progress("bench", 2 * step + 1, steps, f"memory of {network.name}")
+            peaks[key] = measure_peak(engine, path, batches[key][0], threads)
+            runners[key] = load_runner(engine, path, threads)
+        done = 2 * len(networks)
+        timed = measure_latency(
+            runners, batches, rounds=rounds, progress=lambda at, _: progress("bench", done + at, steps, "latency")
+        )
+        # Engines map the exported files; they are let go before the folder is.
+        runners.clear()
+    tokens = macs_length or max(1, round(lengths[keys[0]]))
+    return [
+        {
+            "name": network.name,
+            "params": count_parameters(network.model),
+            "macs": measure_macs(network.model, example_inputs(network.model, tokens)),
+            "macs_length": tokens,
+            "latency_ms": timed[key].median_ms,
+            "latency_spread": (timed[key].low_ms, timed[key].high_ms),
+            "engine": engine,
+            "batch": batch,
+            "length": lengths[key],
+            "peak_bytes": peaks[key],
+        }
+        for key, network in zip(keys, networks, strict=True)
+    ]
+
+
+def _spread_texts(texts: Sequence[str], batch: int, max_batches: int) -> list[str]:
+    """Choose whole batches evenly over the texts, in their order; a last, smaller one only where it is the only one."""
+    whole = max(1, len(texts) // batch)
+    starts = np.linspace(0, whole - 1, min(max_batches, whole)).round().astype(int)
+    return [text for start in starts for text in texts[start * batch : (start + 1) * batch]]
+
+
+def _mean_length(batches: Sequence[Mapping[str, np.ndarray[Any, Any]]]) -> float:
+    tokens = sum(int(one["attention_mask"].sum()) for one in batches)
+    return tokens / sum(len(one["attention_mask"]) for one in batches)

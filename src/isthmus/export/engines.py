@@ -1,0 +1,159 @@
+"""The engines that run an exported network, by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from isthmus.network import Network
+
+    Batch = Mapping[str, np.ndarray[Any, Any]]
+    Runner = Callable[[Batch], np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine: the packages that running and exporting need, and its exporter and loader (``module:function``)."""
+
+    name: str
+    runtime: tuple[str, ...]
+    exporting: tuple[str, ...]
+    exporter: str
+    loader: str
+
+
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Engine(
+            "openvino",
+            ("openvino",),
+            (),
+            "isthmus.export.openvino:export_openvino",
+            "isthmus.export.openvino:load_openvino",
+        ),
+        Engine(
+            "onnxruntime",
+            ("onnxruntime",),
+            ("onnx", "onnxscript"),
+            "isthmus.export.onnx:export_onnx",
+            "isthmus.export.onnx:load_onnx",
+        ),
+    )
+}
+
+
+def find_engine(name: str) -> Engine:
+    """Return an engine by name.
+
+    Raises
+    ------
+    BadInput
+        If there is no such engine (the nearest is suggested), or a package it needs is not installed.
+    """
+    engine = ENGINES.get(name)
+    if engine is None:
+        near = difflib.get_close_matches(name.lower(), (*ENGINES, "onnx"), n=1, cutoff=0.5)
+        nearest = {"onnx": "onnxruntime"}.get(near[0], near[0]) if near else None
+        hint = f"did you mean {nearest}?" if nearest else "the engines are " + ", ".join(ENGINES)
+        raise BadInput(f"engine {name!r} is unknown; {hint}")
+    missing = [package for package in (*engine.runtime, *engine.exporting) if importlib.util.find_spec(package) is None]
+    if missing:
+        raise BadInput(f"engine {name}: not installed; pip install {' '.join(missing)}")
+    return engine
+
+
+def export_network(network: Network, engine: str, folder: str | Path) -> Path:
+    """Write a network for an engine into a folder and return the file to load."""
+    export: Callable[[Network, str | Path], Path] = _resolve(find_engine(engine).exporter)
+    return export(network, folder)
+
+
+def load_runner(engine: str, path: str | Path, threads: int | None = None) -> Runner:
+    """Open an exported network in an engine: a callable from input arrays by name to the one output."""
+    load: Callable[[str | Path, int | None], Runner] = _resolve(find_engine(engine).loader)
+    return load(path, threads)
+
+
+def engine_batches(network: Network, texts: Sequence[str], batch_size: int = 32) -> list[Batch]:
+    """Tokenize texts in their given order, a batch at a time, each padded to its longest text."""
+    from isthmus.network import tokenize
+
+    return [
+        {name: tensor.numpy() for name, tensor in tokenize(network, texts[start : start + batch_size]).items()}
+        for start in range(0, len(texts), batch_size)
+    ]
+
+
+def pool_numpy(
+    pooling: str, hidden: np.ndarray[Any, Any], attention_mask: np.ndarray[Any, Any], *, normalize: bool = False
+) -> np.ndarray[Any, Any]:
+    """Pool an engine's output as the network would.
+
+    Parameters
+    ----------
+    pooling : {"mean", "cls", "logits"}
+    hidden : ndarray, shape ``(batch, tokens, width)``, or ``(batch, classes)`` for logits
+    attention_mask : ndarray, shape ``(batch, tokens)``
+    normalize : bool
+        Whether embeddings are scaled to unit length. Logits never are.
+
+    Returns
+    -------
+    ndarray, shape ``(batch, width)`` or ``(batch, classes)``
+    """
+    import numpy as np
+
+    if pooling == "logits":
+        return hidden
+    if pooling == "cls":
+        pooled = hidden[:, 0]
+    else:
+        mask = attention_mask[..., None].astype(hidden.dtype)
+        pooled = (hidden * mask).sum(1) / np.maximum(mask.sum(1), 1e-9)
+    if normalize:
+        pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+    return pooled
+
+
+def engine_embed(
+    network: Network, engine: str, folder: str | Path, *, batch_size: int = 32, threads: int | None = None
+) -> Callable[[Sequence[str]], np.ndarray[Any, Any]]:
+    """Export a network into a folder and return a function that embeds texts in the engine.
+
+    Returns
+    -------
+    callable
+        From texts to a float32 array of shape ``(texts, width)``, in the order given.
+    """
+    runner = load_runner(engine, export_network(network, engine, folder), threads)
+
+    def embed(texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        import numpy as np
+
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        rows: list[Any] = [None] * len(texts)
+        place = iter(order)
+        for batch in engine_batches(network, [texts[index] for index in order], batch_size):
+            pooled = pool_numpy(network.pooling, runner(batch), batch["attention_mask"], normalize=network.normalize)
+            # An engine may write its next output into the same memory, so rows are copied.
+            for row in pooled.astype(np.float32, copy=True):
+                rows[next(place)] = row
+        return np.stack(rows)
+
+    return embed
+
+
+def _resolve(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,219 @@
+"""The flow: open, inspect, plan, narrow, compare; a function a step, the same from Python and from the command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.budget import parse_budget, parse_floor
+from isthmus.errors import BadBudget, BadInput
+from isthmus.network import Network
+from isthmus.plan import Plan
+from isthmus.progress import Progress, silent
+from isthmus.storage.opening import open as open_network
+from isthmus.tasks import Task, load_task
+
+if TYPE_CHECKING:
+    from isthmus.flow.narrowing import Narrowed
+    from isthmus.relevance.estimator import Relevance
+    from isthmus.report import ReportData
+
+open = open_network
+load = open_network
+task = load_task
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What each site of a network costs and carries, and the page that shows it."""
+
+    network: Network
+    relevance: Relevance
+    report: ReportData
+
+    def save(self, path: str | Path) -> None:
+        """Write the page."""
+        from isthmus.report import write
+
+        write(self.report, path)
+
+
+def inspect(
+    network: Network, task: Task, *, method: str = "fisher", seed: int = 0, progress: Progress | None = None
+) -> Inspection:
+    """Measure where the parameters, bytes, MACs and the information of a network are.
+
+    Parameters
+    ----------
+    network : Network
+    task : Task
+        What it is for: relevance is measured on its training texts.
+    method : str
+        The estimator of relevance; see ``isthmus methods``.
+    seed : int
+    progress : Progress, optional
+
+    Returns
+    -------
+    Inspection
+
+    Raises
+    ------
+    BadInput
+        If the method is unknown or the task has nothing to calibrate on.
+    """
+    from isthmus.flow.inspecting import inspect_network
+
+    relevance, page = inspect_network(network, task, method=method, seed=seed, progress=progress or silent)
+    return Inspection(network, relevance, page)
+
+
+def plan(
+    network: Network,
+    task: Task,
+    *,
+    to: str | None = None,
+    keep: str | float | None = None,
+    method: str = "vib",
+    effort: str = "fast",
+    seed: int = 0,
+    engine: str = "openvino",
+    progress: Progress | None = None,
+) -> Plan:
+    """Decide what every site keeps, before anything is touched.
+
+    Parameters
+    ----------
+    to : str, optional
+        A budget, such as ``params=50%,latency=0.5x``.
+    keep : str or float, optional
+        A floor instead: the share of the original's quality that must stay, such as ``98%``. Found by trial, which
+        takes a few short recoveries.
+    effort : {"faster", "fast", "full"}
+        How long gates are trained, for methods that train.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    BadBudget, UnreachableBudget
+        If the budget cannot be read, or not be met.
+    BadInput
+        If a method, effort or engine is unknown.
+    """
+    from isthmus.export.engines import find_engine
+    from isthmus.flow.efforts import recipe_for
+    from isthmus.flow.floors import search_floor
+    from isthmus.flow.planning import make_plan
+    from isthmus.flow.study import start_study
+    from isthmus.relevance.registry import get
+
+    floor = _goal(to, keep, None)
+    get(method)
+    recipe_for(effort, 1.0)
+    find_engine(engine)
+    budget = None if to is None else parse_budget(to)
+    study = start_study(network, task, seed=seed, engine=engine)
+    if budget is None:
+        return search_floor(study, floor or 1.0, method=method, progress=progress or silent).plan
+    return make_plan(study, budget, method=method, effort=effort, progress=progress or silent).plan
+
+
+def narrow(
+    network: Network,
+    task: Task,
+    *,
+    to: str | None = None,
+    keep: str | float | None = None,
+    plan: Plan | None = None,
+    method: str = "vib",
+    effort: str = "fast",
+    time: float | None = None,
+    seed: int = 0,
+    engine: str = "openvino",
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Narrowed:
+    """Make a network physically smaller, recover it, and measure the finished artifact.
+
+    Parameters
+    ----------
+    to, keep, plan
+        What to meet: a budget, a floor of quality, or the decisions of a plan; one of them.
+    time : float, optional
+        Seconds that the whole may take; recovery is shortened to fit.
+    out : str or Path, optional
+        Where to write the artifact and its page. With it, stages are kept beside it until it is finished.
+    resume : bool
+        Go on with the stages of a run that was stopped; the result is that of an undisturbed run.
+
+    Returns
+    -------
+    Narrowed
+
+    Raises
+    ------
+    BadBudget, UnreachableBudget
+        If the budget cannot be read, or is not met by the finished artifact.
+    BadInput
+        If an option is unknown, the output folder is not empty, or stages of other arguments are to be resumed.
+    """
+    from isthmus.export.engines import find_engine
+    from isthmus.flow.efforts import recipe_for
+    from isthmus.flow.narrowing import Order
+    from isthmus.flow.narrowing import narrow as carry_out
+    from isthmus.relevance.registry import get
+    from isthmus.storage.artifact import check_output
+
+    floor = _goal(to, keep, plan)
+    get(method)
+    recipe_for(effort, 1.0)
+    find_engine(engine)
+    if to is not None:
+        parse_budget(to)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_output(folder)
+    order = Order(to, floor, plan, plan.method if plan else method, effort, time, seed, engine)
+    return carry_out(network, task, order, out=folder, resume=resume, progress=progress or silent)
+
+
+def compare(
+    networks: Sequence[Network],
+    task: Task,
+    *,
+    engine: str = "openvino",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Measure networks side by side, in one interleaved run; the first is what the others are held against.
+
+    Returns
+    -------
+    list of dict
+        For each network ``name, params, bytes`` (weight files on disk), ``macs, latency_ms`` (median of a batch),
+        ``engine, batch, length, peak_bytes, metric_name, metric, ci95`` and ``relative`` (to the first network).
+
+    Raises
+    ------
+    BadInput
+        If the engine is unknown, or a network cannot be measured on the task.
+    """
+    from isthmus.flow.verifying import compare_networks
+
+    if not networks:
+        raise BadInput("compare: no networks; give at least one")
+    return compare_networks(list(networks), task, engine=engine, seed=seed, progress=progress or silent)
+
+
+def _goal(to: str | None, keep: str | float | None, plan: Plan | None) -> float | None:
+    given = [name for name, value in (("to", to), ("keep", keep), ("plan", plan)) if value is not None]
+    if len(given) != 1:
+        which = " and ".join(given) if given else "nothing"
+        raise BadBudget(f"{which} given: give one of a budget (to), a floor (keep) or a plan")
+    return None if keep is None else parse_floor(str(keep))

@@ -1,0 +1,81 @@
+"""Efforts: how much training ``--effort`` buys, and how ``--time`` fits it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from isthmus.errors import BadInput
+from isthmus.network import Network, low_precision, pool
+from isthmus.recovery.batches import TextBatches
+from isthmus.recovery.recipe import Recipe
+from isthmus.tasks.divergence import divergence
+
+EFFORTS = ("faster", "fast", "full")
+STEPS = {"faster": 450, "fast": 2000, "full": 6000}
+LEAST_STEPS = 20
+
+
+def recipe_for(effort: str, share: float, *, classifier: bool = False) -> Recipe:
+    """Return how a network narrowed to ``share`` of its parameters is trained.
+
+    The narrower a network, the further its weights must move, so the higher the learning rate: from 3e-4 for one that
+    was hardly cut to 1e-3 for one at a tenth. These rates, and the losses of ``Recipe``, were chosen with scores on
+    STS-B dev in view: figures on that set are optimistic by what such a choice is worth.
+    """
+    if effort not in EFFORTS:
+        raise BadInput(f"unknown effort {effort!r}; the efforts are {', '.join(EFFORTS)}")
+    rate = 3e-4 + (1e-3 - 3e-4) * min(1.0, max(0.0, (0.9 - share) / 0.8))
+    if classifier:
+        rate *= 0.3
+    steps = STEPS[effort]
+    return Recipe(steps=steps, learning_rate=rate, evaluate_every=max(steps // 10, 25), patience=4)
+
+
+def step_seconds(student: Network, teacher: Network, batches: TextBatches) -> tuple[float, float]:
+    """Measure the wall time of a recovery step without changing the student.
+
+    Returns
+    -------
+    tuple of float
+        Seconds that the student takes, forwards and backwards, and that the teacher takes. The teacher's outputs are
+        remembered, so it is asked in the first pass over the texts only.
+    """
+    times: list[tuple[float, float]] = []
+    for step in range(4):
+        started = time.perf_counter()
+        asked = 0.0
+        for batch in batches.step(step):
+            before = time.perf_counter()
+            with torch.no_grad(), low_precision():
+                wanted = pool(teacher, teacher.model(**batch.teacher), batch.teacher["attention_mask"]).float()
+            asked += time.perf_counter() - before
+            with low_precision():
+                output = pool(student, student.model(**batch.student), batch.student["attention_mask"]).float()
+            divergence(output, wanted, student.pooling).backward()  # type: ignore[no-untyped-call]
+        times.append((time.perf_counter() - started - asked, asked))
+        student.model.zero_grad(set_to_none=True)
+    own, other = (sorted(column)[1] for column in zip(*times[1:], strict=True))
+    # An allowance for the optimizer's own pass over the weights, which is not in the trial.
+    return 1.2 * own, other
+
+
+def steps_within(seconds: tuple[float, float], left: float, epoch: int) -> int:
+    """Return how many recovery steps fit into ``left`` seconds when the teacher is asked in the first ``epoch``."""
+    own, asked = seconds
+    first = left / max(own + asked, 1e-9)
+    return int(first) if first <= epoch else int(epoch + (left - epoch * (own + asked)) / max(own, 1e-9))
+
+
+def most_steps() -> int:
+    """Return the steps beyond which no ``--time`` lengthens recovery: those of the fullest effort."""
+    return STEPS["full"]
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """Return the recipe with no more than ``steps`` steps, its warm-up and evaluations in proportion."""
+    steps = min(recipe.steps, max(LEAST_STEPS, steps))
+    warmup, every = min(recipe.warmup, max(1, steps // 10)), max(steps // 10, 10)
+    return replace(recipe, steps=steps, warmup=warmup, evaluate_every=every)

@@ -1,0 +1,160 @@
+"""What all steps of the flow start from: a network, its task, its sites and what they cost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from isthmus.budget import Budget, Currency
+from isthmus.cost.latency import Runner
+from isthmus.cost.latency_table import latency_table
+from isthmus.cost.predict import bytes_rate, kept_counts, macs_rate, parameter_rate
+from isthmus.cost.rates import Rate, Term
+from isthmus.export.engines import engine_batches, export_network, load_runner
+from isthmus.flow.verifying import bytes_on_disk
+from isthmus.network import Network, tokenize
+from isthmus.progress import Progress, silent
+from isthmus.relevance.probe import Probe, make_probe
+from isthmus.sites import VOCABULARY, Site, discover, narrow_model
+from isthmus.storage.weights import header_bytes, saved_shapes
+from isthmus.tasks import Task
+
+PROBE_TEXTS = 256
+LATENCY_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Study:
+    """A network with its task, ready to be measured.
+
+    Parameters
+    ----------
+    texts : tuple of str
+        Training texts less those of the probe.
+    length : int
+        Mean tokens of a held-out text: the length at which MACs are counted.
+    """
+
+    network: Network
+    task: Task
+    sites: tuple[Site, ...]
+    texts: tuple[str, ...]
+    probe: Probe
+    length: int
+    seed: int
+    engine: str
+
+
+def start_study(network: Network, task: Task, *, seed: int = 0, engine: str = "openvino") -> Study:
+    """Find the sites of a network and put texts aside to measure divergence on.
+
+    Raises
+    ------
+    BadInput
+        If the task has nothing to calibrate on.
+    UnsupportedNetwork
+        If the network's anatomy is not known.
+    """
+    sites = discover(network)
+    texts = list(task.require_train())
+    random.Random(seed).shuffle(texts)
+    count = min(PROBE_TEXTS, max(len(texts) // 4, 2))
+    held = task.held_out.passages[:512]
+    tokens = int(tokenize(network, held)["attention_mask"].sum())
+    probe = make_probe(network, texts[:count])
+    return Study(network, task, sites, tuple(texts[count:]), probe, max(round(tokens / len(held)), 1), seed, engine)
+
+
+def fingerprint(network: Network) -> str:
+    """Return a SHA-256 (hex) over the names, shapes and values of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().numpy()).data)
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return where measurements of this machine are kept (``ISTHMUS_CACHE``, by default under the user's cache)."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "isthmus"
+    return Path(os.environ.get("ISTHMUS_CACHE", default))
+
+
+def held_out_batches(study: Study, network: Network) -> list[Mapping[str, np.ndarray]]:
+    """Return real sentences in batches, as the latency of a network is measured on them."""
+    return engine_batches(network, study.task.held_out.passages, LATENCY_BATCH)
+
+
+def rates_for(study: Study, currencies: Sequence[Currency], progress: Progress = silent) -> dict[str, Rate]:
+    """Return what the network costs in each currency as a function of kept units."""
+    model, sites = study.network.model, study.sites
+    rates: dict[str, Rate] = {}
+    for currency in dict.fromkeys(currencies):
+        if currency == "params":
+            rates[currency] = parameter_rate(model, sites)
+        elif currency == "bytes":
+            # The header shrinks with the shapes it names; the original's is the most it can be.
+            header = Term(float(header_bytes(saved_shapes(model))))
+            rates[currency] = Rate("bytes", (*bytes_rate(model, sites).terms, header))
+        elif currency == "macs":
+            rates[currency] = macs_rate(model, sites, study.length)
+        else:
+            rates[currency] = _latency_rate(study, progress)
+    return rates
+
+
+def _latency_rate(study: Study, progress: Progress) -> Rate:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="isthmus-latency-") as folder:
+        count = 0
+
+        def build(kept: Mapping[str, Sequence[int]]) -> Runner:
+            nonlocal count
+            count += 1
+            narrowed = study.network.with_model(narrow_model(study.network.model, study.sites, kept))
+            return load_runner(study.engine, export_network(narrowed, study.engine, Path(folder) / str(count)))
+
+        table = latency_table(
+            study.sites,
+            build,
+            held_out_batches(study, study.network),
+            fingerprint=fingerprint(study.network),
+            engine=study.engine,
+            batch=LATENCY_BATCH,
+            folder=cache_folder(),
+            seed=study.seed,
+            progress=lambda done, total: progress("latency table", done, total),
+        )
+        return table.rate(study.sites)
+
+
+def original_rates(study: Study, rates: Mapping[str, Rate]) -> dict[str, float]:
+    """Return what the whole network costs in each currency."""
+    counts = kept_counts(study.sites)
+    original = {currency: float(rate(counts)) for currency, rate in rates.items()}
+    if "bytes" in original:
+        # A budget is held against the files that are there, which may be of half precision or hold more than the rate.
+        original["bytes"] = float(bytes_on_disk(study.network))
+    return original
+
+
+def limits_of(budget: Budget, original: Mapping[str, float]) -> dict[str, float]:
+    """Return the budget's limits as amounts."""
+    return {str(currency): amount for currency, amount in budget.amounts(original).items()}
+
+
+def cut(study: Study, kept: Mapping[str, Sequence[int]]) -> Network:
+    """Return the physically narrower network, its tokenizer narrowed along with its vocabulary."""
+    from isthmus.sites.vocabulary import narrow_tokenizer
+
+    tokenizer = study.network.tokenizer
+    if VOCABULARY in kept and len(kept[VOCABULARY]) < next(s.units for s in study.sites if s.name == VOCABULARY):
+        tokenizer = narrow_tokenizer(tokenizer, kept[VOCABULARY])
+    return study.network.with_model(narrow_model(study.network.model, study.sites, kept), tokenizer)

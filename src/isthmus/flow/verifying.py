@@ -1,0 +1,179 @@
+"""Verify: measure the finished artifact against the budget and the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isthmus.budget import Budget
+from isthmus.errors import BadInput, UnreachableBudget
+from isthmus.export.bench import bench_networks
+from isthmus.network import Network, embed
+from isthmus.progress import Progress, silent
+from isthmus.storage.weights import predicted_bytes, saved_shapes, weight_bytes
+from isthmus.tasks import Metric, Task, evaluate
+
+
+def measure_quality(
+    networks: Sequence[Network], task: Task, *, seed: int = 0, progress: Progress = silent
+) -> list[Metric]:
+    """Measure every network on what the task holds out; the first is the original.
+
+    Raises
+    ------
+    BadInput
+        If a classifier's classes are not those of the task.
+    """
+    reference = None
+    metrics = []
+    for number, network in enumerate(networks):
+        progress("quality", number, len(networks), network.name)
+
+        def run(texts: Sequence[str], network: Network = network) -> Any:
+            return embed(network, texts, batch_size=64)
+
+        logits = network.pooling == "logits"
+        if logits:
+            check_labels(network, task)
+        metrics.append(evaluate(run, task, reference, logits=logits, seed=seed))
+        if number == 0 and task.kind == "text" and len(networks) > 1:
+            reference = run(task.held_out.texts)
+    progress("quality", len(networks), len(networks))
+    return metrics
+
+
+def check_labels(network: Network, task: Task) -> None:
+    """Refuse a classifier whose classes stand in another order than the task's: its score would mean nothing."""
+    names = getattr(network.model.config, "id2label", None)
+    if task.kind != "classify" or not names:
+        return
+    own = [str(names[index]) for index in range(len(names))]
+    placeholders = all(name.startswith("LABEL_") for name in own)
+    if not placeholders and sorted(own) == sorted(task.label_names) and own != list(task.label_names):
+        raise BadInput(
+            f"network {network.name}: its classes are {', '.join(own)} and the task's {', '.join(task.label_names)}; "
+            "give the labels as numbers in the network's order"
+        )
+
+
+def compare_networks(
+    networks: Sequence[Network],
+    task: Task,
+    *,
+    engine: str,
+    seed: int = 0,
+    macs_length: int | None = None,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Measure networks side by side, in one interleaved run.
+
+    Returns
+    -------
+    list of dict
+        For each network ``name, params, bytes, macs, latency_ms, engine, batch, length, peak_bytes, metric_name,
+        metric, ci95, relative``.
+    """
+    names = [network.name for network in networks]
+    if len(set(names)) != len(names):
+        raise BadInput(f"compare: two networks are called {max(names, key=names.count)}; give different folders")
+    rows = bench_networks(networks, task.held_out.passages, engine=engine, macs_length=macs_length, progress=progress)
+    metrics = measure_quality(networks, task, seed=seed, progress=progress)
+    first = metrics[0].value
+    for row, network, metric in zip(rows, networks, metrics, strict=True):
+        row["bytes"] = bytes_on_disk(network)
+        row["metric_name"], row["metric"], row["ci95"] = metric.name, metric.value, list(metric.ci95)
+        row["relative"] = metric.value / first if first else float("nan")
+        row["latency_spread"] = list(row["latency_spread"])
+    return rows
+
+
+def bytes_on_disk(network: Network) -> int:
+    """Return the bytes of a network's weight files; of one that was never saved, those it would have."""
+    if network.source is not None and any(Path(network.source).glob("*.safetensors")):
+        return weight_bytes(network.source)
+    return predicted_bytes(saved_shapes(network.model))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the finished artifact keeps the budget, and the amounts it was held against."""
+
+    limits: Mapping[str, float]
+    measured: Mapping[str, float]
+
+
+def hold_budget(budget: Budget, original: Mapping[str, Any], narrowed: Mapping[str, Any]) -> Verdict:
+    """Hold measured rows against a budget.
+
+    Raises
+    ------
+    UnreachableBudget
+        If a limit is exceeded; the message names what was reached.
+    """
+    keys = {"params": "params", "bytes": "bytes", "macs": "macs", "latency": "latency_ms"}
+    limits: dict[str, float] = {}
+    measured: dict[str, float] = {}
+    for limit in budget.limits:
+        key = keys[limit.currency]
+        limits[limit.currency] = limit.amount(float(original[key]))
+        measured[limit.currency] = float(narrowed[key])
+        if measured[limit.currency] > limits[limit.currency] * (1 + 1e-9):
+            asked, reached = (value / float(original[key]) for value in (limits[limit.currency], narrowed[key]))
+            raise UnreachableBudget(
+                f"budget {limit}: the finished network measures {limit.currency}={reached:.1%} of the original; "
+                f"run again with {limit.currency}={max(0.01, 2 * asked - reached):.1%}"
+            )
+    return Verdict(limits, measured)
+
+
+def changed_most(original: Network, narrowed: Network, task: Task, count: int = 10) -> list[dict[str, Any]]:
+    """Return the held-out examples whose likeness (or class) the narrowed network sees most differently.
+
+    Returns
+    -------
+    list of dict
+        ``text, text2, original, narrowed, label``: cosine similarities of a pair, or the probability of the true
+        class for a classifier.
+    """
+    held = task.held_out
+    if original.pooling == "logits" and held.labels:
+        before, after = (_probability(network, held.texts, held.labels) for network in (original, narrowed))
+        left, right, truth = held.texts, None, [1.0] * len(held.texts)
+    else:
+        left, right = (held.left, held.right) if held.left else _neighbours(held.texts)
+        before, after = (_cosines(network, left, right) for network in (original, narrowed))
+        truth = list(held.scores) if held.left else [None] * len(left)  # type: ignore[list-item]
+    order = np.argsort(-np.abs(before - after))[:count]
+    return [
+        {
+            "text": left[index],
+            "text2": None if right is None else right[index],
+            "original": float(before[index]),
+            "narrowed": float(after[index]),
+            "label": truth[index],
+        }
+        for index in order
+    ]
+
+
+def _neighbours(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Pair each passage with a following one: passages of one source stand together."""
+    chosen = texts[:1000]
+    return tuple(chosen[:-1]), tuple(chosen[1:])
+
+
+def _cosines(network: Network, left: Sequence[str], right: Sequence[str] | None) -> np.ndarray[Any, Any]:
+    first, second = embed(network, left, batch_size=64), embed(network, list(right or ()), batch_size=64)
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return np.asarray((first * second).sum(1) / np.maximum(norms, 1e-12))
+
+
+def _probability(network: Network, texts: Sequence[str], labels: Sequence[int]) -> np.ndarray[Any, Any]:
+    logits = embed(network, texts, batch_size=64).astype(float)
+    logits -= logits.max(1, keepdims=True)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return np.asarray(shares[np.arange(len(labels)), np.asarray(labels)])

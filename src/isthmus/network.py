@@ -1,0 +1,143 @@
+"""A network: a model with what belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model with what belongs to it.
+
+    Parameters
+    ----------
+    name : str
+        What it is called in tables.
+    model : nn.Module
+        In evaluation mode, float32.
+    tokenizer : transformers fast tokenizer or None
+    pooling : {"mean", "cls", "logits"}
+        How token states become one vector; ``logits`` for a sequence classifier, whose output is used as it is.
+    normalize : bool
+        Whether embeddings are scaled to unit length.
+    max_length : int
+        Longer texts are cut to this many tokens.
+    source : Path or None
+        The folder it was read from.
+    record : mapping
+        What ``isthmus.json`` says of a narrowed network; empty for an original.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    pooling: str = "mean"
+    normalize: bool = True
+    max_length: int = 256
+    source: Path | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_model(self, model: nn.Module, tokenizer: Any = None) -> Network:
+        """Return the same network around another model (and tokenizer)."""
+        return replace(self, model=model, tokenizer=self.tokenizer if tokenizer is None else tokenizer)
+
+
+def tokenize(network: Network, texts: Sequence[str], *, multiple: int | None = None) -> dict[str, Tensor]:
+    """Return token ids and masks of ``texts``, each ``(batch, tokens)``, padded (to a multiple, where one is given)."""
+    if network.tokenizer is None:
+        raise BadInput(f"network {network.name}: has no tokenizer; give one to isthmus.open(model, tokenizer=...)")
+    encoded = network.tokenizer(
+        list(texts),
+        padding=True,
+        truncation=True,
+        max_length=network.max_length,
+        pad_to_multiple_of=multiple,
+        return_tensors="pt",
+    )
+    return dict(encoded)
+
+
+def pool(network: Network, output: Any, attention_mask: Tensor) -> Tensor:
+    """Pool a model's output to one vector a text.
+
+    Parameters
+    ----------
+    output : ModelOutput
+        With ``last_hidden_state`` of shape ``(batch, tokens, width)``, or ``logits`` of shape ``(batch, classes)``.
+    attention_mask : Tensor, shape ``(batch, tokens)``
+
+    Returns
+    -------
+    Tensor, shape ``(batch, width)`` or ``(batch, classes)``
+    """
+    if network.pooling == "logits":
+        logits: Tensor = output.logits
+        return logits
+    hidden: Tensor = output.last_hidden_state
+    if network.pooling == "cls":
+        pooled = hidden[:, 0]
+    else:
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+    if network.normalize:
+        pooled = pooled / pooled.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return pooled
+
+
+def low_precision() -> AbstractContextManager[Any]:
+    """Return a context in which matrix products run in bfloat16 where this CPU has instructions for it.
+
+    Training of gates and recovery use it: half the time, the same result within noise. Measurements never do.
+    """
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
+
+
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 natively; emulation would be slower than float32."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def embed(
+    network: Network,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Embed texts without gradients, in batches of like length.
+
+    Returns
+    -------
+    ndarray, shape ``(texts, width)``, float32
+        In the order given.
+    """
+    import numpy as np
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    rows: list[Any] = [None] * len(texts)
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = tokenize(network, [texts[index] for index in batch])
+            pooled = pool(network, network.model(**inputs), inputs["attention_mask"]).float().numpy()
+            for index, row in zip(batch, pooled, strict=True):
+                rows[index] = row
+            if progress is not None:
+                progress(min(start + batch_size, len(order)), len(order))
+    return np.stack(rows)

@@ -1,0 +1,120 @@
+"""The teacher in recovery: its outputs, computed once where texts come more than once, and what is held out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from isthmus.network import Network
+from isthmus.recovery.batches import Batch, TextBatches
+from isthmus.recovery.watch import Seen, Watched, see
+from isthmus.tasks.divergence import divergence
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from isthmus.storage.stages import StageStore
+
+HELD_OUT_SHARE, HELD_OUT_MOST, HELD_OUT_LEAST = 0.05, 256, 8
+TARGET_BYTES = 256 * 2**20
+"""Outputs of the teacher are remembered while they take no more than this."""
+
+
+def split_texts(texts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
+    """Return texts to train on and texts held out for the stop rule: none where they would be too few to tell."""
+    distinct = list(dict.fromkeys(texts))
+    count = min(HELD_OUT_MOST, int(len(distinct) * HELD_OUT_SHARE))
+    if count < HELD_OUT_LEAST:
+        return distinct, []
+    held = set(random.Random(f"held out:{seed}").sample(range(len(distinct)), count))
+    trained = [text for index, text in enumerate(distinct) if index not in held]
+    return trained, [distinct[index] for index in sorted(held)]
+
+
+class Teacher:
+    """The original network, which shows what the student should compute.
+
+    Parameters
+    ----------
+    network : Network
+    watched : Watched
+        What is needed besides its outputs.
+    bf16 : bool
+        Whether to compute in bf16.
+    accelerator : Accelerator
+        Puts together what several processes computed.
+    """
+
+    def __init__(self, network: Network, watched: Watched, bf16: bool, accelerator: Accelerator) -> None:
+        self.network, self.watched, self.bf16, self.accelerator = network, watched, bf16, accelerator
+        self.targets: Tensor | None = None
+
+    def see(self, batch: Batch) -> Seen:
+        """Return what the teacher makes of a micro-batch."""
+        if self.targets is not None:
+            return Seen(self.targets[batch.index].float(), batch.teacher["attention_mask"])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return see(self.network, batch.teacher, self.watched)
+
+    def remember(self, batches: TextBatches, steps: int, stages: StageStore | None, stage: str) -> None:
+        """Compute the outputs for all texts beforehand, if that takes less than computing them step by step.
+
+        Which of the two is done depends on the texts and steps only, for the outputs may differ in the last bits.
+        """
+        texts = len(batches.student_ids)
+        if steps * batches.size <= texts:
+            return
+        # A process without a share of so few texts has nothing to look at, and nothing that could be too large.
+        first = next(iter(batches.once()), None)
+        width = 0 if first is None else self.see(first).pooled.shape[-1]
+        if texts * width * 2 > TARGET_BYTES:
+            return
+        if stages is not None and stages.done(stage):
+            self.targets = stages.load(stage)[0]["targets"]
+            return
+        # Half precision: far below the noise of bf16 arithmetic, and half the memory.
+        self.targets = pooled_table(batches, self.network, self.bf16, self.accelerator, "teacher").half()
+        if stages is not None and self.accelerator.is_main_process:
+            stages.save(stage, {"targets": self.targets}, {})
+
+
+def pooled_table(batches: TextBatches, network: Network, bf16: bool, accelerator: Accelerator, side: str) -> Tensor:
+    """Return the outputs for all texts, shape ``(texts, width)``; each process computes its share.
+
+    Parameters
+    ----------
+    side : {"student", "teacher"}
+        Whose tokens the network reads.
+    """
+    parts: list[tuple[Tensor, Tensor]] = []
+    for batch in batches.once():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            inputs = batch.student if side == "student" else batch.teacher
+            parts.append((batch.index, see(network, inputs, Watched()).pooled.float()))
+    width = torch.tensor(parts[0][1].shape[-1] if parts else 0)
+    if accelerator.num_processes > 1:  # a process without a share does not know the width
+        width = accelerator.gather(width.reshape(1)).max()
+    table = torch.zeros(len(batches.student_ids), int(width))
+    for index, pooled in parts:
+        table[index] = pooled
+    if accelerator.num_processes > 1:
+        table = accelerator.reduce(table, "sum")
+    return table
+
+
+class HeldOutTexts:
+    """Texts for the stop rule, with what the teacher makes of them."""
+
+    def __init__(self, batches: TextBatches, student: Network, teacher: Teacher) -> None:
+        self.batches, self.student = batches, student
+        self.bf16, self.accelerator = teacher.bf16, teacher.accelerator
+        self.targets = pooled_table(batches, teacher.network, self.bf16, self.accelerator, "teacher")
+
+    def divergence(self) -> float:
+        """Return the student's divergence from the teacher over all held-out texts, in nats."""
+        table = pooled_table(self.batches, self.student, self.bf16, self.accelerator, "student")
+        return float(divergence(table, self.targets, self.student.pooling))

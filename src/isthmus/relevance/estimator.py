@@ -1,0 +1,99 @@
+"""What every estimator of relevance shares: the calibration it is given and the relevance it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from isthmus.cost.rates import Rate
+from isthmus.network import Network
+from isthmus.progress import Progress, silent
+from isthmus.relevance.probe import Probe
+from isthmus.relevance.statistics import Statistics
+from isthmus.sites import Site
+
+Nats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an estimator may look at.
+
+    Parameters
+    ----------
+    network : Network
+        The original.
+    sites : tuple of Site
+    texts : tuple of str
+        Unlabelled texts to train gates on.
+    probe : Probe
+        Texts put aside on which divergence from the original is measured.
+    vocabulary : ndarray, shape ``(tokens,)``
+        Relevance of every token in nats (the same for all estimators), empty where there is no vocabulary site.
+    rates, limits, original : mappings by currency
+        The budget in hand, for estimators that train towards it: cost as a function of kept units, the limit, and
+        what the original costs.
+    effort : {"faster", "fast", "full"}
+    """
+
+    network: Network
+    sites: tuple[Site, ...]
+    texts: tuple[str, ...]
+    probe: Probe
+    vocabulary: Nats
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    original: Mapping[str, float] = field(default_factory=dict)
+    effort: str = "fast"
+    seed: int = 0
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity over the steps of some training."""
+
+    name: str
+    unit: str
+    points: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Distortion per unit, in nats of task loss.
+
+    ``nats`` maps a site's name to an array of shape ``(units,)``; ``curves`` record training, where there was any;
+    ``details`` holds what an estimator wants to be read in the report.
+    """
+
+    method: str
+    nats: Mapping[str, Nats]
+    curves: tuple[Curve, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Estimator(Protocol):
+    """A way to estimate relevance: one file, one frozen dataclass."""
+
+    @property
+    def name(self) -> str:
+        """The name by which ``--method`` asks for it."""
+
+    @property
+    def slug(self) -> str | None:
+        """The row of the catalogue it comes from, if any."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which statistics it needs: ``activations``, ``gradients``."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains towards the budget in hand, so that another budget needs another run."""
+
+    def scores(self, calibration: Calibration, statistics: Statistics) -> Relevance:
+        """Return relevance. Unless it trains, only the order and proportions within a site count: see calibrate."""

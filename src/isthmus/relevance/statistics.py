@@ -1,0 +1,153 @@
+"""Statistics: collected once, in one pass over the probe, and shared by all estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isthmus.network import pool
+from isthmus.progress import Progress, silent
+from isthmus.relevance.probe import Probe, gated_sites
+from isthmus.sites import Gate, Site, gated
+from isthmus.tasks.divergence import TEMPERATURE
+
+Scores = npt.NDArray[np.float64]
+MICRO = 16
+"""Texts in one gradient: the more gradients, the better the estimate of their square."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per site, arrays of shape ``(units,)``.
+
+    ``activations``: mean square of what passes a unit's gate. ``gradients``: mean absolute derivative of the loss by a
+    unit's gate. ``squares``: the mean of that derivative squared, summed over texts (the Fisher information).
+    """
+
+    activations: Mapping[str, Scores] = field(default_factory=dict)
+    gradients: Mapping[str, Scores] = field(default_factory=dict)
+    squares: Mapping[str, Scores] = field(default_factory=dict)
+
+
+def collect(
+    probe: Probe, sites: Sequence[Site], needs: frozenset[str], *, seed: int = 0, progress: Progress = silent
+) -> Statistics:
+    """Collect the statistics named in ``needs`` (``activations``, ``gradients``)."""
+    open_sites = gated_sites(sites)
+    activations = _activations(probe, open_sites) if "activations" in needs else {}
+    gradients: dict[str, Scores] = {}
+    squares: dict[str, Scores] = {}
+    if "gradients" in needs:
+        gradients, squares = _gradients(probe, open_sites, seed, progress)
+    return Statistics(activations, gradients, squares)
+
+
+def _activations(probe: Probe, sites: Sequence[Site]) -> dict[str, Scores]:
+    totals: dict[str, Tensor] = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in sites}
+    mask: list[Tensor] = []
+    handles: list[Any] = []
+    try:
+        for site in sites:
+            for gate in site.gates:
+                handles += _watch(probe.network.model, gate, totals[site.name], mask)
+        tokens = 0.0
+        with torch.inference_mode():
+            for x in probe.inputs:
+                mask[:] = [x["attention_mask"].double()]
+                tokens += float(mask[0].sum())
+                probe.network.model(**x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (total / tokens).numpy() for name, total in totals.items()}
+
+
+def _watch(model: nn.Module, gate: Gate, total: Tensor, mask: list[Tensor]) -> list[Any]:
+    def add(values: Tensor) -> None:
+        energy = values.double().square()
+        if energy.dim() == 3:
+            energy = (energy * mask[0][: energy.shape[0], : energy.shape[1], None]).sum((0, 1))
+        else:
+            energy = energy.sum(0)
+        total.add_(energy.reshape(-1, gate.block).sum(1))
+
+    module = model.get_submodule(gate.module)
+    if gate.where == "input":
+        return [module.register_forward_pre_hook(lambda _, args: add(args[0]))]
+    if gate.where in ("output", "norm"):
+        return [module.register_forward_hook(lambda _, __, output: add(output))]
+
+    def change(index: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            entered = args[0] if args else kwargs["hidden_states"]
+            left = output[0] if isinstance(output, tuple) else output
+            total[index] += ((left - entered).double().square().mean(-1) * mask[0]).sum()
+
+        return hook
+
+    layers: Any = module
+    return [layer.register_forward_hook(change(index), with_kwargs=True) for index, layer in enumerate(layers)]
+
+
+def _gradients(
+    probe: Probe, sites: Sequence[Site], seed: int, progress: Progress
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Differentiate the loss of labels drawn from the network's own outputs by every gate.
+
+    The divergence of a network from itself has no first derivative. Labels drawn from its own distribution give
+    derivatives of mean zero whose squares average to the Fisher information, the second derivative of that divergence.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = {site.name: torch.ones(site.units, requires_grad=True) for site in sites}
+    first = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in sites}
+    second = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in sites}
+    parts = [(x, start) for x in probe.inputs for start in range(0, len(x["input_ids"]), MICRO)]
+    frozen = [parameter for parameter in probe.network.model.parameters() if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    texts = 0
+    try:
+        for number, (x, start) in enumerate(parts):
+            part = {name: tensor[start : start + MICRO] for name, tensor in x.items()}
+            if len(part["input_ids"]) < 3:
+                continue
+            with gated(probe.network.model, sites, values):
+                output = pool(probe.network, probe.network.model(**part), part["attention_mask"])
+            loss = sampled_loss(output, probe.network.pooling, generator)
+            names = list(values)
+            found = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
+            texts += len(output)
+            for name, gradient in zip(names, found, strict=True):
+                if gradient is not None:
+                    first[name] += gradient.double().abs()
+                    second[name] += gradient.double().square()
+            progress("gradients", number + 1, len(parts))
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    scale = max(texts, 1)
+    return (
+        {name: (total / scale).numpy() for name, total in first.items()},
+        {name: (total / scale).numpy() for name, total in second.items()},
+    )
+
+
+def sampled_loss(output: Tensor, pooling: str, generator: torch.Generator) -> Tensor:
+    """Return the summed negative log-likelihood (nats) of labels drawn from the output's own distribution."""
+    if pooling == "logits":
+        logits = output.float()
+    else:
+        unit = F.normalize(output.float(), dim=-1)
+        count = len(unit)
+        similarity = unit @ unit.T / TEMPERATURE
+        logits = similarity[~torch.eye(count, dtype=torch.bool)].reshape(count, count - 1)
+    log_probabilities = F.log_softmax(logits, -1)
+    labels = torch.multinomial(log_probabilities.detach().exp(), 1, generator=generator)
+    return -log_probabilities.gather(1, labels).sum()

@@ -1,0 +1,302 @@
+"""Relevance by variational information bottleneck: noisy gates trained under the budget.
+
+VTrans (Dutta et al. 2024): Gaussian gates on the residual stream, heads, neurons and layers; the task loss plus the
+information that passes the gates plus a constraint on the budget, which tightens step by step while gates whose
+signal drowns in noise are closed. Three efforts: ``full`` and ``fast`` train the weights along with the gates
+(``fast`` on 3 % of the texts), ``faster`` trains the gates alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from isthmus.errors import IsthmusError
+from isthmus.network import Network, low_precision, pool, tokenize
+from isthmus.relevance.bottleneck_gates import (
+    THRESHOLD_NATS,
+    close_lost,
+    expected_counts,
+    information,
+    new_gates,
+    openness,
+    prices,
+    sample,
+)
+from isthmus.relevance.estimator import Calibration, Curve, Relevance
+from isthmus.relevance.probe import gated_sites
+from isthmus.relevance.statistics import Statistics
+from isthmus.sites import VOCABULARY, Site, gated
+from isthmus.tasks.divergence import divergence
+
+GATE_TOKENS = 64
+"""Texts are cut to this many tokens while gates are trained."""
+MICRO_TEXTS = 16
+MICRO_CHARACTERS = 4096
+"""Texts in a batch times the characters of its longest: about 1,000 tokens of English."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard the gates are trained.
+
+    Parameters
+    ----------
+    steps : int
+        Optimizer steps.
+    share : float
+        Share of the texts that is used.
+    weight_rate : float
+        Learning rate of the weights; zero trains the gates alone.
+    gate_rate : float
+        Learning rate of the gates' means and log variances.
+    ramp : float
+        Share of the steps over which the limit falls from what the original costs to the budget.
+    """
+
+    steps: int
+    share: float = 1.0
+    weight_rate: float = 0.0
+    gate_rate: float = 0.06
+    layer_rate: float = 0.02
+    layer_pressure: float = 0.3
+    batch: int = 64
+    ramp: float = 0.5
+    information_weight: float = 2e-5
+    multiplier_rate: float = 0.1
+    penalty: float = 20.0
+    close_every: int = 10
+    close_below: float = -2.0
+
+
+SCHEDULES = {
+    "faster": Schedule(steps=150),
+    "fast": Schedule(steps=300, share=0.03, weight_rate=5e-5),
+    "full": Schedule(steps=800, weight_rate=5e-5, gate_rate=0.03),
+}
+
+
+@dataclass(frozen=True)
+class VariationalBottleneck:
+    """Gaussian gates trained under the budget; relevance is the information that passes, at the budget's price."""
+
+    name: str = "vib"
+    slug: str | None = "vtrans"
+    needs: frozenset[str] = frozenset()
+    trains: bool = True
+    schedule: Schedule | None = None
+
+    def scores(self, calibration: Calibration, statistics: Statistics) -> Relevance:
+        """Train gates and return relevance in nats, shape ``(units,)`` a site.
+
+        At the trained optimum a half-open gate is worth what it costs: the budget's multiplier (nats per unit of
+        rate) times the unit's rate. Others are worth that times their information over that of a half-open gate.
+
+        Raises
+        ------
+        IsthmusError
+            If the loss is no longer finite.
+        """
+        schedule = self.schedule or SCHEDULES[calibration.effort]
+        return _Training(calibration, schedule).run()
+
+
+class _Training:
+    """One training of gates; holds what its steps share."""
+
+    def __init__(self, calibration: Calibration, schedule: Schedule) -> None:
+        self.calibration = calibration
+        self.schedule = schedule
+        self.sites = gated_sites(calibration.sites)
+        self.gates = new_gates(self.sites)
+        self.generator = torch.Generator().manual_seed(calibration.seed)
+        self.student = self._student(calibration.network)
+        self.batches = self._batches()
+        self.vocabulary = _SoftVocabulary(calibration) if len(calibration.vocabulary) else None
+        self.multipliers = dict.fromkeys(calibration.limits, 0.0)
+        self.points: dict[str, list[tuple[int, float]]] = {"divergence": [], "expected rate": [], "open gates": []}
+        groups = [
+            {
+                "params": [self.gates.mean[site.name], self.gates.log_variance[site.name]],
+                # One layer's gate moves as much as all its neurons do; it must not run ahead of them.
+                "lr": schedule.layer_rate if site.kind == "layers" else schedule.gate_rate,
+            }
+            for site in self.sites
+        ]
+        if self.vocabulary is not None:
+            groups.append({"params": [self.vocabulary.logit], "lr": schedule.gate_rate})
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+        weights = [p for p in self.student.model.parameters() if p.requires_grad]
+        self.weights = torch.optim.AdamW(weights, lr=schedule.weight_rate, weight_decay=0) if weights else None
+
+    def _student(self, network: Network) -> Network:
+        model = network.model
+        if self.schedule.weight_rate > 0:
+            model = copy.deepcopy(model).requires_grad_(True)
+            tables = [
+                part.parameter for site in self.calibration.sites if site.name == VOCABULARY for part in site.slices
+            ]
+            for name in tables:
+                # Half of a small encoder, of which a batch touches a few rows: not worth its moments in memory.
+                model.get_parameter(name).requires_grad_(False)
+        return network.with_model(model)
+
+    def _batches(self) -> list[list[str]]:
+        texts = list(self.calibration.texts)
+        order = torch.randperm(len(texts), generator=self.generator).tolist()
+        count = max(int(len(texts) * self.schedule.share), min(len(texts), 2 * self.schedule.batch))
+        chosen = [texts[index] for index in order[:count]]
+        # Texts of like length share a batch, which halves the padding; the batches themselves stay shuffled. Batches of
+        # long texts hold fewer of them, which bounds the memory that activations take.
+        window = self.schedule.batch * 16
+        batches: list[list[str]] = []
+        for start in range(0, count, window):
+            part = sorted(chosen[start : start + window], key=len)
+            while part:
+                size = max(MICRO_TEXTS, min(self.schedule.batch, MICRO_CHARACTERS // max(len(part[0]), 1)))
+                while size > MICRO_TEXTS and len(part[min(size, len(part)) - 1]) * size > MICRO_CHARACTERS:
+                    size -= 1
+                size -= size % MICRO_TEXTS  # few distinct shapes: kernels are compiled once for each
+                batches.append(part[:size])
+                part = part[size:]
+        batches = [batch for batch in batches if len(batch) >= min(MICRO_TEXTS, count)] or batches
+        shuffle = torch.randperm(len(batches), generator=self.generator).tolist()
+        return [batches[index] for index in shuffle]
+
+    def run(self) -> Relevance:
+        network = self.calibration.network
+        frozen = [p for p in network.model.parameters() if p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            for step in range(self.schedule.steps):
+                self._step(step)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        return self._relevance()
+
+    def _step(self, step: int) -> None:
+        schedule, network = self.schedule, self.calibration.network
+        texts = self.batches[step % len(self.batches)]
+        limit = min(network.max_length, GATE_TOKENS)
+        shorter = replace(network, max_length=limit - limit % 8 if limit >= 8 else limit)
+        inputs = tokenize(shorter, texts, multiple=8 if limit >= 8 else None)
+        with torch.no_grad(), low_precision():
+            reference = pool(network, network.model(**inputs), inputs["attention_mask"]).float()
+        values = sample(self.gates, self.generator)
+        with gated(self.student.model, self.sites, values), low_precision():
+            output = pool(self.student, self.student.model(**inputs), inputs["attention_mask"]).float()
+        loss = divergence(output, reference, network.pooling)
+        total = loss
+        if self.schedule.weight_rate > 0 and network.pooling != "logits":
+            total = total + 2 * (1 - F.cosine_similarity(output, reference).mean())
+        rows = None
+        if self.vocabulary is not None:
+            rows = self.vocabulary.rows()
+            total = total + self.vocabulary.distortion(rows)
+        counts = expected_counts(self.gates, self.sites, rows, schedule.layer_pressure)
+        nats = torch.stack([information(self.gates, site.name).sum() for site in self.sites]).sum()
+        total = total + schedule.information_weight * nats + self._constraint(counts, step)
+        if not torch.isfinite(total):
+            raise IsthmusError(f"gates: the loss is not finite at step {step}; check the texts, or lower the effort")
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.weights is not None:
+            self.weights.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        if self.weights is not None:
+            self.weights.step()
+        if (step + 1) % schedule.close_every == 0:
+            closed = close_lost(self.gates, self.sites, schedule.close_below)
+            self._note(step, float(loss.detach()), counts, closed)
+
+    def _constraint(self, counts: dict[str, Tensor], step: int) -> Tensor:
+        """Augmented Lagrangian of every limit, each as a share of the original's rate."""
+        schedule = self.schedule
+        done = min(1.0, (step + 1) / (schedule.ramp * schedule.steps))
+        total = torch.zeros(())
+        for currency, limit in self.calibration.limits.items():
+            original = self.calibration.original[currency]
+            target = 1 + (limit / original - 1) * done
+            excess = self.calibration.rates[currency](counts) / original - target
+            multiplier = self.multipliers[currency]
+            total = total + multiplier * excess + schedule.penalty * F.relu(excess).square()
+            self.multipliers[currency] = max(0.0, multiplier + schedule.multiplier_rate * float(excess.detach()))
+        return total
+
+    def _note(self, step: int, loss: float, counts: dict[str, Tensor], closed: int) -> None:
+        units = sum(site.units for site in self.sites)
+        rates = [
+            float(self.calibration.rates[currency](counts).detach()) / self.calibration.original[currency]
+            for currency in self.calibration.limits
+        ]
+        self.points["divergence"].append((step + 1, loss))
+        self.points["expected rate"].append((step + 1, max(rates, default=1.0)))
+        self.points["open gates"].append((step + 1, (units - closed) / units))
+        self.calibration.progress("gates", step + 1, self.schedule.steps, f"{loss:.3f} nats, {rates[0]:.0%}")
+
+    def _relevance(self) -> Relevance:
+        sites = self.sites
+        rows = None if self.vocabulary is None else self.vocabulary.rows().detach().requires_grad_(True)
+        with torch.no_grad():
+            counts = {name: value.clone() for name, value in expected_counts(self.gates, sites, rows).items()}
+        leaves = {name: value.detach().requires_grad_(True) for name, value in counts.items()}
+        price = torch.zeros(())
+        for currency in self.calibration.limits:
+            # A limit that never pressed still gets a small price, so that no unit is worth exactly nothing.
+            multiplier = max(self.multipliers[currency], 1e-3)
+            share = self.calibration.rates[currency](leaves) / self.calibration.original[currency]
+            price = price + multiplier * share
+        names = list(leaves)
+        found = torch.autograd.grad(price, [leaves[name] for name in names], allow_unused=True)
+        gradients = {
+            name: torch.zeros(()) if value is None else value for name, value in zip(names, found, strict=True)
+        }
+        worth = prices(gradients, sites)
+        nats: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
+        for site in sites:
+            passed = information(self.gates, site.name).detach() / THRESHOLD_NATS
+            value = worth.get(site.name, torch.zeros(()))
+            nats[site.name] = (passed * value).double().numpy() + 1e-12 * (1 + self._rank(site))
+        if self.vocabulary is not None:
+            nats[VOCABULARY] = self.calibration.vocabulary
+        units = {"expected rate": "share", "open gates": "share", "divergence": "nats"}
+        curves = tuple(Curve(f"gates: {name}", units[name], tuple(points)) for name, points in self.points.items())
+        details = {
+            "multipliers": dict(self.multipliers),
+            "expected counts": {name: float(value) for name, value in counts.items()},
+            "information": {site.name: float(information(self.gates, site.name).sum().detach()) for site in sites},
+        }
+        return Relevance("vib", nats, curves, details)
+
+    def _rank(self, site: Site) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Break ties among closed gates by how far they had closed."""
+        return (openness(self.gates, site.name) / self.gates.open[site.name].clamp(min=0.5)).detach().double().numpy()
+
+
+class _SoftVocabulary:
+    """How many rows of the vocabulary stay, as a trainable number whose distortion is read from the measured curve."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        site = next(site for site in calibration.sites if site.name == VOCABULARY)
+        self.units, self.minimum = float(site.units), float(max(site.minimum, len(site.fixed)))
+        finite = calibration.vocabulary[np.isfinite(calibration.vocabulary)]
+        lost = np.concatenate([[0.0], np.cumsum(np.sort(finite))])
+        self.lost = torch.as_tensor(lost, dtype=torch.float32)
+        self.logit = torch.tensor(4.0, requires_grad=True)
+
+    def rows(self) -> Tensor:
+        """Return the number of rows that stay, a scalar with gradient."""
+        return self.minimum + (self.units - self.minimum) * torch.sigmoid(self.logit)
+
+    def distortion(self, rows: Tensor) -> Tensor:
+        """Return the nats lost when ``rows`` rows stay, interpolated between whole rows."""
+        removed = (self.units - rows).clamp(0, len(self.lost) - 1.001)
+        low = removed.detach().floor().long()
+        return self.lost[low] + (removed - low) * (self.lost[low + 1] - self.lost[low])

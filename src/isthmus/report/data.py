@@ -1,0 +1,151 @@
+"""What a report shows, as plain data: written by the flow, kept as JSON, rendered again at any time."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+#: How many values a strip or profile holds at most; `isthmus.report.bins` brings more units down to this.
+BINS = 64
+
+Interval = tuple[float, float]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Record(BaseModel):
+    # A loss that diverged is data too: not-a-number is written as a string, so that the file stays strict JSON.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Saving(_Record):
+    """One currency: what the original costs and what the narrowed network costs, both measured.
+
+    Parameters
+    ----------
+    currency : {"params", "bytes", "macs", "latency", "peak"}
+    unit : str
+        ``""`` for params and macs, ``"B"`` for bytes and peak memory, ``"ms"`` (or ``"s"``) for latency.
+    original, narrowed : float
+        Measured, in ``unit``. ``narrowed`` is None where nothing was narrowed (yet).
+    predicted : float or None
+        What the plan said ``narrowed`` would be.
+    limit : float or None
+        The budget's limit, as an amount in ``unit``.
+    note : str or None
+        How it was measured, such as the engine, batch and length.
+    """
+
+    currency: Literal["params", "bytes", "macs", "latency", "peak"]
+    unit: str = ""
+    original: float
+    narrowed: float | None = None
+    predicted: float | None = None
+    limit: float | None = None
+    note: str | None = None
+
+
+class Quality(_Record):
+    """The metric on held-out data. ``relative`` and ``wanted`` (the floor) are shares of the original's value."""
+
+    metric_name: str
+    original: float
+    narrowed: float | None = None
+    relative: float | None = None
+    ci95_original: Interval | None = None
+    ci95_narrowed: Interval | None = None
+    wanted: float | None = None
+
+
+class SiteRow(_Record):
+    """One site: what it costs in the original network, what it carries, and what the plan did to it.
+
+    Parameters
+    ----------
+    units, kept : int
+        Units of the original and units that stay; ``kept`` is None where no plan was made.
+    params, macs : float
+        What the site costs in the original network.
+    relevance_total : float or None
+        Nats that would be lost with the whole site.
+    relevance : list of float
+        Nats per unit in at most 64 bins, in the units' own order.
+    kept_mask : list of float
+        The share of units kept in at most 64 bins, in the units' own order.
+    predicted_distortion, measured_distortion : float or None
+        Nats lost by what the plan did to this site alone.
+    """
+
+    name: str
+    kind: str
+    layer: int | None = None
+    units: int = Field(ge=0)
+    kept: int | None = Field(default=None, ge=0)
+    params: float = 0.0
+    macs: float = 0.0
+    relevance_total: float | None = None
+    relevance: list[float] = Field(default=[], max_length=BINS)
+    kept_mask: list[Share] = Field(default=[], max_length=BINS)
+    predicted_distortion: float | None = None
+    measured_distortion: float | None = None
+
+
+class Distortion(_Record):
+    """The loss of the whole plan in nats: as predicted, measured right after the cut, and after recovery."""
+
+    predicted: float | None = None
+    measured_before_recovery: float | None = None
+    measured_after_recovery: float | None = None
+
+
+class Curve(_Record):
+    """A series over training steps. Curves named ``stage: series`` with one stage and unit share a chart."""
+
+    name: str
+    unit: str = ""
+    points: list[tuple[float, float]] = []
+
+
+class Example(_Record):
+    """A held-out example (one text or a pair) and what the two networks made of it; ``label`` is the truth."""
+
+    text: str
+    text2: str | None = None
+    original: float
+    narrowed: float
+    label: float | None = None
+
+
+class EngineRow(_Record):
+    """Measured latency in one engine at one batch and length: medians in ms with their spread."""
+
+    engine: str
+    batch: int
+    length: int | str
+    original_ms: float
+    narrowed_ms: float | None = None
+    spread_original: Interval | None = None
+    spread_narrowed: Interval | None = None
+
+
+class ReportData(_Record):
+    """Everything on a page. What is None or empty is left out of the page."""
+
+    title: str
+    kind: Literal["inspect", "narrow"]
+    network: str
+    task: str
+    budget: str | None = None
+    metric_name: str | None = None
+    command: str | None = None
+    created: str
+    version: str
+    savings: list[Saving] = []
+    quality: Quality | None = None
+    sites: list[SiteRow] = []
+    distortion: Distortion | None = None
+    curves: list[Curve] = []
+    examples: list[Example] = []
+    engines: list[EngineRow] = []
+    record: dict[str, JsonValue] = {}
+    warnings: list[str] = []

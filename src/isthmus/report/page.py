@@ -1,0 +1,75 @@
+"""Rendering the page and writing it."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from isthmus.errors import BadInput
+from isthmus.report import numbers
+from isthmus.report.data import ReportData
+from isthmus.report.views import page
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("isthmus.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        si=numbers.si,
+        nats=numbers.nats,
+        percent=numbers.percent,
+        metric=numbers.metric,
+        plain=numbers.plain,
+        spoken=lambda text: text.replace("\n", ", "),
+    )
+    return environment
+
+
+def render(data: ReportData) -> str:
+    """Render a report as one HTML page that asks nothing of the network.
+
+    Parameters
+    ----------
+    data : ReportData
+        What to show; what is None or empty is left out.
+
+    Returns
+    -------
+    str
+        The page, with its style and script inside.
+    """
+    return _environment().get_template("page.html.j2").render(page=page(data), data=data)
+
+
+def write(data: ReportData, path: str | Path) -> None:
+    """Render a report and write it whole or not at all.
+
+    Raises
+    ------
+    BadInput
+        If the page cannot be written there.
+    """
+    text = render(data)
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadInput(f"report {target}: {reason}; give a path in a folder that exists and can be written") from None
+    finally:
+        if part.exists():
+            part.unlink()

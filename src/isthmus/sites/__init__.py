@@ -1,0 +1,22 @@
+"""Sites: what can be made narrower, where it is, how it is closed and how it is removed."""
+
+from isthmus.sites.discovery import LAYERS, VOCABULARY, WIDTH, discover
+from isthmus.sites.gates import closed_values, gated
+from isthmus.sites.site import Attribute, Gate, Site, SiteKind, Slice
+from isthmus.sites.surgery import check_kept, narrow_model
+
+__all__ = [
+    "LAYERS",
+    "VOCABULARY",
+    "WIDTH",
+    "Attribute",
+    "Gate",
+    "Site",
+    "SiteKind",
+    "Slice",
+    "check_kept",
+    "closed_values",
+    "discover",
+    "gated",
+    "narrow_model",
+]

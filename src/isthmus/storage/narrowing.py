@@ -1,0 +1,273 @@
+"""Narrowing as data: how a model differs from the one its config builds, and how to rebuild it before weights load.
+
+A narrowed model has shapes that no config field can say (uneven heads and neurons). Its config therefore keeps the
+shape it was built from, and ``quantization_config`` says what was taken away: ``layers`` that stay, the ``shapes`` of
+narrowed parameters and the integer ``attributes`` of modules that follow them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus.errors import BadArtifact, UnsupportedNetwork
+
+METHOD = "isthmus"
+VERSION = 1
+
+# Attributes that say the shape of a parameter: they follow from it and are not written down.
+_FROM_SHAPES = {"in_features", "out_features", "num_embeddings", "embedding_dim"}
+
+
+def built(model: nn.Module) -> nn.Module:
+    """Return the model that the config of ``model`` builds, on the meta device: shapes without weights."""
+    with torch.device("meta"):
+        skeleton: nn.Module = type(model)(copy.deepcopy(model.config))
+    return skeleton
+
+
+def describe_narrowing(model: nn.Module, layers: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any] | None:
+    """Describe how a narrowed transformers model differs from the one its config builds.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A narrowed model; its config still has the shape it was built from.
+    layers : mapping of str to sequence of int, optional
+        For a module list that lost layers, which of the built layers stay. By default read from the layers' own
+        index; needed only where layers have none and are not alike.
+
+    Returns
+    -------
+    dict or None
+        The ``quantization_config`` of the artifact; None where nothing was narrowed.
+
+    Raises
+    ------
+    UnsupportedNetwork
+        If the difference is not one of layers, shapes and integer attributes.
+    """
+    skeleton = built(model)
+    description: dict[str, Any] = {"quant_method": METHOD, "version": VERSION, "layers": None}
+    removed = _removed_layers(skeleton, model, dict(layers or {}))
+    if removed is not None:
+        description["layers"] = removed
+        _keep_layers(skeleton, removed["module"], removed["keep"])
+    old, new = _parameters(skeleton), _parameters(model)
+    if old.keys() != new.keys():
+        name = min(old.keys() ^ new.keys())
+        raise UnsupportedNetwork(f"network: parameter {name} is not where its config builds it; narrow by sites only")
+    description["shapes"] = {
+        name: list(tensor.shape) for name, tensor in new.items() if tensor.shape != old[name].shape
+    }
+    description["attributes"] = _changed_attributes(skeleton, model)
+    if not (description["layers"] or description["shapes"] or description["attributes"]):
+        return None
+    try:
+        apply_narrowing(skeleton, {**description, "layers": None}, type(skeleton).__name__)
+    except BadArtifact as error:
+        raise UnsupportedNetwork(f"network: cannot be described by its config; {error}") from None
+    return description
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _removed_layers(skeleton: nn.Module, model: nn.Module, given: dict[str, Sequence[int]]) -> dict[str, Any] | None:
+    modules = dict(model.named_modules())
+    for path, whole in skeleton.named_modules():
+        rest = modules.get(path)
+        if not isinstance(whole, nn.ModuleList) or not isinstance(rest, nn.ModuleList) or len(whole) == len(rest):
+            continue
+        keep = list(given[path]) if path in given else _indices(rest)
+        if keep is None:
+            signatures = {str([type(part) for part in layer.modules()]) for layer in whole}
+            if len(signatures) > 1:
+                raise UnsupportedNetwork(f"network: cannot tell which layers of {path} stay; give their indices")
+            keep = list(range(len(rest)))
+        return {"module": path, "keep": [int(index) for index in keep]}
+    return None
+
+
+def _indices(layers: nn.ModuleList) -> list[int] | None:
+    """Return the index that each layer was built with, where layers carry one."""
+    found = []
+    for layer in layers:
+        indices = [value for part in layer.modules() if isinstance(value := getattr(part, "layer_idx", None), int)]
+        if not indices:
+            return None
+        found.append(indices[0])
+    return found if found == sorted(set(found)) else None
+
+
+def _integers(module: nn.Module) -> dict[str, int]:
+    return {name: value for name, value in vars(module).items() if type(value) is int and name not in _FROM_SHAPES}
+
+
+def _changed_attributes(skeleton: nn.Module, model: nn.Module) -> dict[str, dict[str, int]]:
+    modules = dict(model.named_modules())
+    changed = {}
+    for path, module in skeleton.named_modules():
+        mine, theirs = _integers(module), _integers(modules[path])
+        differing = {name: theirs[name] for name in mine if name in theirs and theirs[name] != mine[name]}
+        if differing:
+            changed[path] = differing
+    return changed
+
+
+def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: str | None) -> None:
+    """Narrow a freshly built model, in place and without weights, to the shapes that were saved.
+
+    Nothing in ``description`` is believed before it is checked against the built model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As its config builds it, on the meta device.
+    description : mapping
+        What ``describe_narrowing`` returned.
+    saved_as : str or None
+        Name of the class that was saved. Where another class is being loaded (the base model of a classifier, or the
+        reverse), names are matched with and without the base model's prefix.
+
+    Raises
+    ------
+    BadArtifact
+        If the description does not fit the model.
+    """
+    version = description.get("version")
+    if type(version) is not int or version < 1:
+        raise BadArtifact(f"config.json: quantization_config has version {version!r}; narrow the network again")
+    if version > VERSION:
+        raise BadArtifact(f"config.json: written by a newer isthmus (version {version}); upgrade isthmus")
+    parts = {name: description.get(name) or {} for name in ("layers", "shapes", "attributes")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise _misfit(f"{name} is not a table")
+    strict = saved_as == type(model).__name__
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    if parts["layers"]:
+        _check_and_keep_layers(model, parts["layers"], prefix)
+    parameters = _parameters(model)
+    touched: set[str] = set()
+    for name, shape in parts["shapes"].items():
+        found = _find(name, parameters, prefix)
+        if found is not None:
+            _check_shape(name, shape, tuple(parameters[found].shape))
+            _resize(model, found, tuple(shape))
+            touched.add(found)
+        elif strict:
+            raise _misfit(f"there is no parameter {name}")
+    if not strict:
+        _narrow_unsaved(model, prefix, touched)
+    _set_attributes(model, parts["attributes"], prefix, strict)
+    _refresh(model)
+
+
+def _misfit(reason: str) -> BadArtifact:
+    return BadArtifact(f"config.json: quantization_config does not fit the model ({reason}); restore the file")
+
+
+def _find(name: str, known: Mapping[str, Any], prefix: str) -> str | None:
+    """Find a saved name in this model, as it is, without or with the base model's prefix."""
+    candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+    return next((candidate for candidate in candidates if candidate in known), None)
+
+
+def _check_and_keep_layers(model: nn.Module, layers: Mapping[str, Any], prefix: str) -> None:
+    path, keep = layers.get("module"), layers.get("keep")
+    modules = dict(model.named_modules())
+    found = _find(path, modules, prefix) if isinstance(path, str) else None
+    whole = modules[found] if found else None
+    if found is None or not isinstance(whole, nn.ModuleList):
+        raise _misfit(f"{path!r} is not a list of layers")
+    rising = isinstance(keep, list) and all(type(index) is int for index in keep) and keep == sorted(set(keep))
+    if not isinstance(keep, list) or not rising or not keep or not 0 <= keep[0] <= keep[-1] < len(whole):
+        raise _misfit(f"layers to keep must be rising indices from 0 to {len(whole) - 1}")
+    _keep_layers(model, found, keep)
+
+
+def _keep_layers(model: nn.Module, path: str, keep: Sequence[int]) -> None:
+    parent_path, _, name = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
+    layers = getattr(parent, name)
+    setattr(parent, name, nn.ModuleList([layers[index] for index in keep]))
+
+
+def _check_shape(name: str, shape: Any, largest: tuple[int, ...]) -> None:
+    fits = (
+        isinstance(shape, list)
+        and len(shape) == len(largest)
+        and all(type(size) is int and 0 < size <= limit for size, limit in zip(shape, largest, strict=True))
+    )
+    if not fits:
+        raise _misfit(f"{name} of shape {shape} is not within {list(largest)}")
+
+
+def _resize(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    parameter = getattr(module, own)
+    smaller = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
+    setattr(module, own, nn.Parameter(smaller, requires_grad=parameter.requires_grad))
+
+
+def _narrow_unsaved(model: nn.Module, prefix: str, touched: set[str]) -> None:
+    """Let projections and norms that were not saved (a pooler, a new head) read the narrowed stream that feeds them.
+
+    All that was saved and reads the stream is in ``touched``; the rest was built for the full width.
+    """
+    base = getattr(model, prefix, model) if prefix else model
+    norms = [module for module in base.modules() if isinstance(module, nn.LayerNorm) and module.weight is not None]
+    config: Any = model.config
+    full = int(config.get_text_config().hidden_size)
+    width = int(norms[-1].weight.shape[0]) if norms else full
+    if width == full:
+        return
+    known = {name.rpartition(".")[0] for name in touched}
+    for path, module in model.named_modules():
+        if path in known or not isinstance(module, nn.Linear | nn.LayerNorm):
+            continue
+        for own, parameter in list(module.named_parameters(recurse=False)):
+            if full in parameter.shape:
+                shape = tuple(width if size == full else size for size in parameter.shape)
+                _resize(model, f"{path}.{own}", shape)
+
+
+def _set_attributes(model: nn.Module, attributes: Mapping[str, Any], prefix: str, strict: bool) -> None:
+    modules = dict(model.named_modules())
+    for path, values in attributes.items():
+        found = _find(path, modules, prefix)
+        if found is None:
+            if strict:
+                raise _misfit(f"there is no module {path}")
+            continue
+        known = _integers(modules[found])
+        for name, value in values.items() if isinstance(values, dict) else [(path, None)]:
+            if name not in known or type(value) is not int or not 0 <= value <= known[name]:
+                raise _misfit(f"attribute {name} of {path} cannot be {value!r}")
+            setattr(modules[found], name, value)
+
+
+def _refresh(model: nn.Module) -> None:
+    """Make the sizes that modules state agree with their parameters, and check that these agree with one another."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Embedding):
+            module.num_embeddings, module.embedding_dim = module.weight.shape
+        elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+        for bias in _biases(module):
+            if bias.shape != module.weight.shape[:1]:
+                raise _misfit(f"bias and weight of {path} have {bias.shape[0]} and {module.weight.shape[0]} rows")
+
+
+def _biases(module: nn.Module) -> Iterator[torch.Tensor]:
+    if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None and module.weight is not None:
+        yield module.bias

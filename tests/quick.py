@@ -1,0 +1,88 @@
+"""Everything in a hurry: few steps, few settings, no measuring of memory. What must hold, holds for any number of them.
+
+As a script it runs the command in that hurry, and can wait at a given moment for whoever wants to kill it there:
+``python quick.py MARKER NAME TIMES narrow ...`` writes the file ``MARKER`` and waits once the function ``NAME`` (module
+and attribute) has returned ``TIMES`` times; with 0 times it does not wait.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+STEPS = 24
+
+
+@cache
+def _exports() -> tuple[tempfile.TemporaryDirectory[str], dict[tuple[str, str], Path]]:
+    return tempfile.TemporaryDirectory(prefix="isthmus-exports-"), {}
+
+
+def export_once(network: Any, engine: str, _: Path) -> Path:
+    """Export a network to an engine, once in a process for the same weights: most of a short run's time."""
+    from isthmus.export.engines import export_network
+    from isthmus.flow.study import fingerprint
+
+    folder, found = _exports()
+    key = (fingerprint(network), engine)
+    if key not in found:
+        found[key] = export_network(network, engine, Path(folder.name) / str(len(found)))
+    return found[key]
+
+
+def hurry(item: Callable[[Any, str, Any], None], attribute: Callable[[Any, str, Any], None]) -> None:
+    """Change what takes long, by ``monkeypatch.setitem`` and ``monkeypatch.setattr`` or for good."""
+    from isthmus.allocation import problem
+    from isthmus.export import bench
+    from isthmus.flow import efforts, floors, trials
+    from isthmus.recovery.train import recover
+    from isthmus.relevance import vib
+
+    schedule = replace(vib.SCHEDULES["faster"], steps=6, batch=16, close_every=2, gate_rate=0.3, layer_rate=0.1)
+    item(vib.SCHEDULES, "faster", schedule)
+    item(efforts.STEPS, "faster", STEPS)
+    for kind in ("width", "neurons", "vocabulary", "feature"):
+        item(problem.LEVELS, kind, 8)
+    attribute(floors, "SEARCH_STEPS", 4)
+    item(trials.STEPS, "faster", 2)
+    attribute(bench, "measure_peak", lambda *_: 1_000_000)
+    attribute(bench, "export_network", export_once)
+    # The state of a recovery is kept after every step, not once a minute.
+    item(recover.__kwdefaults__, "save_seconds", 0.0)
+
+
+def wait_after(name: str, times: int, marker: Path) -> None:
+    """Write ``marker`` and wait, once a function has returned so many times."""
+    path, _, attribute = name.rpartition(".")
+    module = importlib.import_module(path)
+    original = getattr(module, attribute)
+    calls = 0
+
+    def waiting(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        result = original(*arguments, **named)
+        calls += 1
+        if calls == times:
+            marker.touch()
+            time.sleep(300)
+        return result
+
+    setattr(module, attribute, waiting)
+
+
+if __name__ == "__main__":
+    from isthmus.cli.main import main
+
+    hurry(operator.setitem, setattr)
+    marker_, name_, times_, *command = sys.argv[1:]
+    if int(times_):
+        wait_after(name_, int(times_), Path(marker_))
+    sys.exit(main(command))
