@@ -29,7 +29,7 @@ from isthmus.relevance.calibrate import removal_order, spread, to_nats, vocabula
 from isthmus.relevance.estimator import Calibration
 from isthmus.relevance.probe import Probe, gated_sites, make_probe, measure_closed, measure_network, measure_vocabulary
 from isthmus.relevance.registry import ESTIMATORS, get
-from isthmus.relevance.statistics import Statistics, sampled_loss, collect
+from isthmus.relevance.statistics import Statistics, collect, sampled_loss
 from isthmus.relevance.vib import Schedule, VariationalBottleneck
 from isthmus.sites import Site, closed_values, discover, gated, narrow_model
 from isthmus.tasks.divergence import TEMPERATURE, divergence, logit_divergence, similarity_divergence
