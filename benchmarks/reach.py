@@ -21,7 +21,7 @@ from isthmus.flow.record import machine, versions
 from isthmus.storage.files import write_atomic
 from isthmus.tasks.data import data_folder
 
-NEEDS = ("stsb/train.csv", "stsb/dev.csv", "sst2/train.tsv", "text/wikitext2-valid.txt")
+NEEDS = ("stsb/train.csv", "stsb/dev.csv", "sst2/train.tsv")
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "benchmarks" / "reach"
 EFFORTS = ("full", "fast", "faster")

@@ -41,7 +41,7 @@ from isthmus.tasks.data import data_folder
 
 VERSION = "1.6.1"
 IMPORTANCES = ("magnitude", "taylor")
-NEEDS = ("stsb/train.csv", "stsb/dev.csv", "sst2/train.tsv", "text/wikitext2-valid.txt")
+NEEDS = ("stsb/train.csv", "stsb/dev.csv", "sst2/train.tsv")
 ROOT = Path(__file__).resolve().parents[1]
 VENV, WORK = ROOT / ".venv-bench", ROOT / "build" / "benchmarks"
 OURS, THEIRS = "isthmus", "torch-pruning"

@@ -25,9 +25,10 @@ from isthmus.flow.study import Study, cut, fingerprint, original_rates, rates_fo
 from isthmus.flow.verifying import measure_quality
 from isthmus.network import Network
 from isthmus.recovery.recipe import Recipe
+from isthmus.recovery.teacher import teacher_outputs
 from isthmus.recovery.train import recover
 from isthmus.relevance.calibrate import vocabulary_relevance
-from isthmus.relevance.estimator import Relevance
+from isthmus.relevance.estimator import LASTING, Relevance
 from isthmus.relevance.probe import measure_network
 from isthmus.relevance.registry import get
 from isthmus.storage.files import write_atomic
@@ -144,6 +145,7 @@ class Workbench:
         started = time.monotonic()
         self.vocabulary = vocabulary_relevance(self.study.probe, self.study.sites, self.study.texts)
         self.reference = measure_quality([network], task)[0]
+        self.outputs = teacher_outputs(network, self.study.texts, self.recipe(0.5))
         self.cache: dict[tuple[str, int], tuple[Relevance, float]] = {}
         say(
             f"{network.name}: {self.original['params'] / 1e6:.2f} M parameters, {self.reference.name} "
@@ -197,7 +199,8 @@ class Workbench:
         started = time.monotonic()
         finite = {name: np.where(np.isfinite(nats), nats, 0.0) for name, nats in relevance.nats.items()}
         limits = {"params": point.share * self.original["params"]}
-        allocation = allocate(Problem(self.study.sites, finite, self.rates, limits, self.original))
+        problem = Problem(self.study.sites, finite, self.rates, limits, self.original, lasting=LASTING)
+        allocation = allocate(problem)
         spent = {"relevance": seconds, "allocation": time.monotonic() - started}
         return allocation.kept, spent, float(sum(allocation.distortion.values()))
 
@@ -218,7 +221,13 @@ class Workbench:
             )
         before = measure_network(self.study.probe, student)
         recovered = recover(
-            student, self.study.network, self.study.texts, self.recipe(share), kept=dict(kept), seed=seed
+            student,
+            self.study.network,
+            self.study.texts,
+            self.recipe(share),
+            kept=dict(kept),
+            seed=seed,
+            outputs=self.outputs,
         )
         metric = measure_quality([recovered.network], self.study.task)[0]
         table: Any = recovered.network.model.get_input_embeddings()  # type: ignore[operator]

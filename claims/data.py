@@ -7,11 +7,9 @@ from pathlib import Path
 
 from isthmus.tasks import Task, load_task
 from isthmus.tasks.data import data_folder
-from isthmus.tasks.passages import clean_passages, read_text
+from isthmus.tasks.passages import clean_passages
 from isthmus.tasks.tables import read_table
 from isthmus.tasks.task import fingerprint
-
-WIKITEXT = "wikitext2-valid.txt"
 
 
 def why_not(*parts: str) -> str | None:
@@ -24,27 +22,20 @@ def why_not(*parts: str) -> str | None:
 
 
 def encoder_texts(folder: Path) -> list[str]:
-    """Return unlabelled text for calibration and recovery: the sentences of SST-2 and WikiText-2."""
-    sentences: list[str] = []
+    """Return unlabelled text for calibration and recovery beside the task's own: the sentences of SST-2."""
     sst2 = folder / "sst2" / "train.tsv"
-    if sst2.exists():
-        sentences += [str(text) for text in read_table(sst2).columns[0]]
-    wikitext = folder / "text" / WIKITEXT
-    if wikitext.exists():
-        lines = (line.strip() for line in read_text(wikitext).splitlines())
-        # Its lines are paragraphs, ten times as long as the sentences of the task: they are taken apart.
-        sentences += [part for line in lines if not line.startswith("=") for part in line.split(" . ")]
+    sentences = [str(text) for text in read_table(sst2).columns[0]] if sst2.exists() else []
     return clean_passages(sentences, "texts")
 
 
 def encoder_task(folder: Path) -> Task:
     """Return the task of the encoder claims: STS-B, scored on its dev set, trained on unlabelled text only.
 
-    Texts are the training sentences of STS-B, those of SST-2 and those of WikiText-2, less what is held out. The
-    scores of the training pairs are left out, so that no recovery can use them.
+    Texts are the training sentences of STS-B and those of SST-2, less what is held out. The scores of the training
+    pairs are left out, so that no recovery can use them.
     """
     stsb = load_task(f"sts:{folder / 'stsb'}")
     held = set(stsb.held_out.passages)
     train = tuple(dict.fromkeys((*stsb.train, *(text for text in encoder_texts(folder) if text not in held))))
     digest = fingerprint(stsb.kind, train, stsb.held_out, (), (), ())
-    return replace(stsb, name="sts:stsb with SST-2 and WikiText-2", train=train, pairs=(), fingerprint=digest)
+    return replace(stsb, name="sts:stsb with SST-2", train=train, pairs=(), fingerprint=digest)

@@ -42,7 +42,7 @@ def hurry(item: Callable[[Any, str, Any], None], attribute: Callable[[Any, str, 
     """Change what takes long, by ``monkeypatch.setitem`` and ``monkeypatch.setattr`` or for good."""
     from isthmus.allocation import problem
     from isthmus.export import bench
-    from isthmus.flow import efforts, floors, trials
+    from isthmus.flow import efforts, floors
     from isthmus.recovery.train import recover
     from isthmus.relevance import vib
 
@@ -52,7 +52,6 @@ def hurry(item: Callable[[Any, str, Any], None], attribute: Callable[[Any, str, 
     for kind in ("width", "neurons", "vocabulary", "feature"):
         item(problem.LEVELS, kind, 8)
     attribute(floors, "SEARCH_STEPS", 4)
-    item(trials.STEPS, "faster", 2)
     attribute(bench, "measure_peak", lambda *_: 1_000_000)
     attribute(bench, "export_network", export_once)
     # The state of a recovery is kept after every step, not once a minute.

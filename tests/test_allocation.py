@@ -247,6 +247,22 @@ def test_ties_keep_the_lower_index_and_negative_relevance_counts_as_none():
     assert allocation.distortion == {"neurons": 0.0}
 
 
+def test_what_lasts_counts_more_in_the_choice_and_is_reported_as_it_is():
+    sites = (Site("neurons", "neurons", 4), Site("width", "width", 4))
+    rate = Rate("params", (Term(1.0, ("neurons",)), Term(1.0, ("width",))))
+    relevance = {"neurons": np.array([4.0, 3.0, 2.0, 1.0]), "width": np.array([2.0, 1.5, 1.0, 0.5])}
+    limits = {"params": 5.0}
+    plain = allocate(Problem(sites, relevance, {"params": rate}, limits))
+    assert sum(plain.distortion.values()) == pytest.approx(0.5 + 1.0 + 1.0)  # the three cheapest of all
+    lasting = allocate(Problem(sites, relevance, {"params": rate}, limits, lasting={"width": 10.0}))
+    assert lasting.kept == {"neurons": (0,)}
+    pressed = allocate(Problem(sites, relevance, {"params": rate}, limits, lasting={"neurons": 10.0}))
+    assert pressed.kept == {"width": (0,)}
+    assert pressed.distortion["width"] == pytest.approx(0.5 + 1.0 + 1.5)
+    light = allocate(Problem(sites, relevance, {"params": rate}, limits, lasting={"neurons": 0.1}))
+    assert light.distortion["neurons"] == pytest.approx(6.0)
+
+
 def test_fixed_layers_and_fewest_layers():
     layers = Site("layers", "layers", 4, minimum=2, fixed=(3,))
     rate = Rate("params", tuple(Term(10.0, (presence(i),)) for i in range(4)))

@@ -341,11 +341,11 @@ def test_alone_the_main_process_does_it() -> None:
 # 8. A bad input gets one line and leaves nothing.
 
 
-def edited(plan: dict[str, Any], name: str, /, **changes: Any) -> dict[str, Any]:
-    decisions = [{**one, **changes} if one["site"] == name else one for one in plan["decisions"]]
-    return {**plan, "decisions": decisions}
+def edited(plan: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**plan, "decisions": [{**STREAM, **changes}]}
 
 
+STREAM = {"site": "width", "kind": "width", "bottleneck": "hand", "units": 32, "keep": "0-15"}
 TOKENS = {"site": "vocabulary", "kind": "vocabulary", "bottleneck": "hand", "units": 200, "keep": "7-199"}
 PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no JSON": (lambda plan: json.dumps(plan)[:-20], "not JSON"),
@@ -353,16 +353,23 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "later": (lambda plan: {**plan, "version": 99}, "newer"),
     "another field": (lambda plan: {**plan, "colour": "red"}, "colour"),
     "other weights": (lambda plan: {**plan, "fingerprint": "0" * 64}, "other weights"),
-    "unknown site": (lambda plan: edited(plan, "width", site="breadth"), "breadth"),
-    "out of range": (lambda plan: edited(plan, "width", keep="0-40"), "width"),
-    "not rising": (lambda plan: edited(plan, "width", keep="4,3"), "width"),
-    "nothing kept": (lambda plan: edited(plan, "width", keep=""), "width"),
-    "a huge range": (lambda plan: edited(plan, "width", keep="0-99999999999"), "too long"),
-    "other units": (lambda plan: edited(plan, "width", units=64, keep="0-63"), "width"),
+    "unknown site": (lambda plan: edited(plan, site="breadth"), "breadth"),
+    "out of range": (lambda plan: edited(plan, keep="0-40"), "width"),
+    "not rising": (lambda plan: edited(plan, keep="4,3"), "width"),
+    "nothing kept": (lambda plan: edited(plan, keep=""), "width"),
+    "a huge range": (lambda plan: edited(plan, keep="0-99999999999"), "too long"),
+    "other units": (lambda plan: edited(plan, units=64, keep="0-63"), "width"),
     "special tokens": (lambda plan: {**plan, "decisions": [TOKENS]}, "must stay"),
     "above its budget": (lambda plan: {**plan, "decisions": plan["decisions"][:1]}, "above its own budget"),
     "no budget": (lambda plan: {**plan, "budget": "beauty=50%"}, "beauty"),
 }
+
+
+def test_an_edited_plan_is_carried_out(shared: Path, place: Path, capsys: Capture) -> None:
+    """What the refusals below are edits of is itself a good plan."""
+    (place / "plan.json").write_text(json.dumps(edited(record_of(shared / "undisturbed")["plan"])))
+    assert main([*NARROW, "--plan", "plan.json"]) == 0
+    assert "network: made" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("case", PLANS)

@@ -29,7 +29,6 @@ from isthmus.budget import parse_budget
 from isthmus.cost.measure import measure_macs
 from isthmus.cost.predict import example_inputs
 from isthmus.errors import BadArtifact, BadInput, UnreachableBudget
-from isthmus.flow import trials
 from isthmus.flow.planning import check_plan, kept_of, make_plan
 from isthmus.flow.study import Study, cut, start_study
 from isthmus.network import Network, embed, tokenize
@@ -57,7 +56,6 @@ PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     quick.hurry(monkeypatch.setitem, monkeypatch.setattr)
-    monkeypatch.setitem(trials.DISCOUNTS, "faster", (1.0,))  # nothing is trained but gates
 
 
 @cache
@@ -315,10 +313,8 @@ def test_a_planned_network(method: str, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_gives_the_same_plan(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """6, of the plan, on trial or not; of the artifact in test_flow.py."""
-    if method in ("activation", "vib"):
-        monkeypatch.setitem(trials.DISCOUNTS, "faster", (1.0, 0.1))
+def test_the_same_seed_gives_the_same_plan(method: str) -> None:
+    """6, of the plan; of the artifact in test_flow.py."""
     name = networks.NAMES[METHODS.index(method)]
     first = make_plan(study_of(name), parse_budget("params=60%"), method=method, effort="faster").plan
     study = start_study(networks.worded(name), load_task(("text", TEXTS)))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -21,14 +22,14 @@ from torch.nn import functional as F
 
 import networks
 from isthmus.errors import BadInput, IsthmusError
-from isthmus.network import Network, embed
+from isthmus.network import Network, embed, low_precision, pool, tokenize
 from isthmus.recovery import batches as batches_module
 from isthmus.recovery.batches import LabelledBatches, TextBatches
 from isthmus.recovery.losses import Learner, attention_loss, cosent_loss, hidden_loss, output_loss, selection
 from isthmus.recovery.recipe import Recipe, uses_bf16
-from isthmus.recovery.teacher import split_texts
+from isthmus.recovery.teacher import split_texts, teacher_outputs
 from isthmus.recovery.train import recover
-from isthmus.recovery.watch import Seen, Watched, layer_path, projection_of, see, sites_of
+from isthmus.recovery.watch import Seen, Watched, layer_path, projection_of, see, sites_of, width_of
 from isthmus.sites import LAYERS, WIDTH, discover, narrow_model
 from isthmus.storage.stages import StageStore
 from isthmus.tasks.divergence import divergence
@@ -300,6 +301,41 @@ def test_recovery_is_deterministic_and_keeps_the_best_weights() -> None:
     _, held = split_texts(sentences(), 5)
     made, wanted = (torch.from_numpy(embed(network, held)) for network in (student, teacher))
     assert float(divergence(made, wanted, "mean")) == pytest.approx(best, rel=1e-4)
+
+
+def test_outputs_computed_beforehand_teach_the_same() -> None:
+    """Several recoveries may share what the original makes of the texts; it is kept in half precision."""
+    recipe = Recipe(steps=12, learning_rate=1e-3, batch=16, evaluate_every=6, precision="fp32")
+    student, teacher, kept = cut()
+    plain = recover(student, teacher, sentences(), recipe, kept=kept)
+    student, teacher, kept = cut()
+    outputs = teacher_outputs(teacher, sentences(), recipe)
+    assert outputs.table.shape == (len(set(sentences())), width_of(sites_of(teacher)))
+    shared = recover(student, teacher, sentences(), recipe, kept=kept, outputs=outputs)
+    for (_, _, one), (_, _, other) in zip(plain.curves, shared.curves, strict=True):
+        assert [step for step, _ in one] == [step for step, _ in other]
+        assert np.allclose([value for _, value in one], [value for _, value in other], rtol=2e-3)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_low_precision_is_left_behind(enabled: bool) -> None:
+    """Gradients in bfloat16 are near those in float32, and nothing of the setting stays."""
+    flash = torch.backends.cuda.flash_sdp_enabled()
+    network = original()
+    inputs = tokenize(network, sentences(8))
+
+    def gradient() -> torch.Tensor:
+        network.model.zero_grad()
+        pool(network, network.model(**inputs), inputs["attention_mask"]).float().square()[:, 0].sum().backward()
+        return torch.cat([p.grad.flatten() for p in network.model.parameters() if p.grad is not None])
+
+    wanted = gradient()
+    with low_precision(enabled):
+        found = gradient()
+    assert float(F.cosine_similarity(wanted, found, dim=0)) > 0.99
+    assert torch.equal(wanted, found) is not enabled
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.backends.cuda.flash_sdp_enabled() == flash
 
 
 def test_bf16_and_all_losses_run() -> None:

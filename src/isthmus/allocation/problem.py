@@ -42,6 +42,8 @@ class Problem:
         The most settings tried in one pass, by site name or kind, at least 2; `LEVELS` where nothing is said.
     frozen : frozenset of str
         Kinds of sites that are left whole.
+    lasting : mapping of str to float
+        How much a nat counts in the choice, by kind of site; 1 where nothing is said.
     """
 
     sites: tuple[Site, ...]
@@ -51,6 +53,7 @@ class Problem:
     original: Mapping[str, float] = field(default_factory=dict)
     levels: Mapping[str, int] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
+    lasting: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = {site.name: site for site in self.sites}
@@ -145,7 +148,7 @@ def menu_of(problem: Problem, around: Selection | None = None) -> Menu:
     for site in problem.sites:
         if site.name not in problem.relevance or site.kind in problem.frozen:
             continue
-        values = np.asarray(problem.relevance[site.name], dtype=np.float64)
+        values = np.asarray(problem.relevance[site.name], dtype=np.float64) * problem.lasting.get(site.kind, 1.0)
         if site.kind == "layers":
             layers, removal = site, np.maximum(values, 0.0)
             continue
@@ -219,13 +222,14 @@ def allocation_of(problem: Problem, menu: Menu, selection: Selection) -> Allocat
     distortion: dict[str, float] = {}
     if menu.layers is not None and not all(selection.present):
         kept[menu.layers.name] = tuple(layer for layer, stays in enumerate(selection.present) if stays)
-        distortion[menu.layers.name] = float(menu.removal[~np.asarray(selection.present)].sum())
+        lost = float(menu.removal[~np.asarray(selection.present)].sum())
+        distortion[menu.layers.name] = lost / problem.lasting.get(menu.layers.kind, 1.0)
     for name, choice in menu.choices.items():
         count, layer = selection.counts[name], menu.layer_of(name)
         if count == choice.site.units or (layer is not None and not selection.present[layer]):
             continue
         kept[name] = tuple(int(unit) for unit in np.sort(choice.order[:count]))
-        distortion[name] = float(choice.lost[count])
+        distortion[name] = float(choice.lost[count]) / problem.lasting.get(choice.site.kind, 1.0)
     return Allocation(kept, distortion, rates_of(problem, menu, selection))
 
 

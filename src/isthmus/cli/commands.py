@@ -135,7 +135,7 @@ def narrow(
     method: options.Method = "vib",
     effort: options.Effort = "fast",
     time: options.Time = None,
-    seed: options.Seed = 0,
+    seed: options.PlanSeed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run that was stopped left off.")] = False,
     engine: options.EngineName = "openvino",
     json_: options.Json = False,
@@ -170,6 +170,8 @@ def narrow(
             resume=resume,
             progress=progress,
         )
+    if not flow.is_main_process():
+        return
     if json_:
         print_text(json.dumps(narrowed.record, indent=1))
     else:

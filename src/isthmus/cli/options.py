@@ -32,6 +32,9 @@ Effort = Annotated[
 ]
 Time = Annotated[str | None, typer.Option("--time", metavar="20min", help="At most this long: 90s, 20min or 1h.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same artifact.")]
+PlanSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Same seed, same artifact.", show_default="the plan's, or 0")
+]
 EngineName = Annotated[str, typer.Option("--engine", metavar="NAME", help="What will run the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -133,7 +133,7 @@ def narrow(
     method: str = "vib",
     effort: str = "fast",
     time: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     engine: str = "openvino",
     out: str | Path | None = None,
     resume: bool = False,
@@ -146,7 +146,9 @@ def narrow(
     to, keep, plan
         What to meet: a budget, a floor of quality, or the decisions of a plan; one of them.
     time : float, optional
-        Seconds that the whole may take; recovery is shortened to fit.
+        Seconds that the whole may take; recovery is shortened or lengthened to fit.
+    seed : int, optional
+        The plan's own when None, and 0 without a plan.
     out : str or Path, optional
         Where to write the artifact and its page. With it, stages are kept beside it until it is finished.
     resume : bool
@@ -179,6 +181,8 @@ def narrow(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_output(folder)
+    if seed is None:
+        seed = 0 if plan is None else plan.seed
     order = Order(to, floor, plan, plan.method if plan else method, effort, time, seed, engine)
     return carry_out(network, task, order, out=folder, resume=resume, progress=progress or silent)
 
@@ -209,6 +213,13 @@ def compare(
     if not networks:
         raise BadInput("compare: no networks; give at least one")
     return compare_networks(list(networks), task, engine=engine, seed=seed, progress=progress or silent)
+
+
+def is_main_process() -> bool:
+    """Return whether this process is the one that writes and prints: the only one, save under ``accelerate launch``."""
+    from isthmus.flow.together import join_processes
+
+    return bool(join_processes().is_main_process)
 
 
 def _goal(to: str | None, keep: str | float | None, plan: Plan | None) -> float | None:

@@ -139,7 +139,7 @@ def _arguments(study: Study, order: Order) -> dict[str, Any]:
 
 
 def _plan_stage(study: Study, order: Order, stages: StageStore, progress: Progress) -> Planned:
-    """Decide, in all processes together, for trials are recovered together; the main one keeps what was decided."""
+    """Decide, in all processes together; the main one keeps what was decided."""
     if not from_main(lambda: stages.done("plan")):
         planned = _decide(study, order, progress)
         from_main(lambda: _keep_plan(planned, stages))

@@ -20,15 +20,16 @@ from isthmus.errors import BadInput
 from isthmus.export.engines import export_network, load_runner
 from isthmus.flow.study import Study, cut, fingerprint, held_out_batches, limits_of, original_rates, rates_for
 from isthmus.flow.together import from_main
-from isthmus.flow.trials import Relevances, best_by_trial
 from isthmus.plan import Decision, Plan
 from isthmus.progress import Progress, silent
 from isthmus.relevance.calibrate import to_nats, vocabulary_relevance
-from isthmus.relevance.estimator import Calibration, Relevance
+from isthmus.relevance.estimator import LASTING, Calibration, Relevance
 from isthmus.relevance.registry import get
 from isthmus.relevance.statistics import Statistics, collect
 from isthmus.sites import VOCABULARY, check_kept
 from isthmus.storage.weights import predicted_bytes, saved_shapes
+
+Relevances = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
 
 LATENCY_AIM = 0.98
 """Plans aim this far below a latency limit: a median of wall times never repeats to the last percent."""
@@ -95,9 +96,7 @@ def estimate(
         else Statistics()
     )
     found = estimator.scores(calibration, statistics)
-    nats = dict(found.nats)
-    if not estimator.trains:
-        nats = to_nats(study.probe, study.sites, nats, progress=progress)
+    nats = to_nats(study.probe, study.sites, found.nats, progress=progress)
     if len(vocabulary):
         nats[VOCABULARY] = vocabulary
     return replace(found, nats=nats)
@@ -114,7 +113,7 @@ def make_plan(
 ) -> Planned:
     """Decide what every site keeps so that the budget is met with the least predicted distortion.
 
-    Of several processes the main one measures and trains gates; only the recovery of trials is shared by all.
+    Of several processes the main one does all of it, and tells the others.
 
     Raises
     ------
@@ -132,16 +131,9 @@ def make_plan(
         lambda: estimate(study, method, budget=asked, effort=effort, vocabulary=vocabulary, progress=progress)
     )
     progress("allocate", 0, 1)
-    params = rates_for(study, ["params"])["params"]
-    whole = float(params(kept_counts(study.sites)))
-    allocation, nats, notes = best_by_trial(
-        study,
-        lambda nats: from_main(lambda: _allocate(study, nats, rates, limits, original)),
-        {name: np.where(np.isfinite(values), values, 0.0) for name, values in relevance.nats.items()},
-        share=lambda made: float(params(kept_counts(study.sites, made.kept))) / whole,
-        effort=effort,
-        progress=progress,
-    )
+    nats = {name: np.where(np.isfinite(values), values, 0.0) for name, values in relevance.nats.items()}
+    allocation = from_main(lambda: _allocate(study, nats, rates, limits, original))
+    notes: list[str] = []
     if "latency" in limits:
         allocation, rates, tries = from_main(lambda: _meet_latency(study, nats, asked, budget, allocation))
         notes += tries
@@ -160,7 +152,7 @@ def _allocate(
     limits: Mapping[str, float],
     original: Mapping[str, float],
 ) -> Allocation:
-    return allocate(Problem(study.sites, dict(nats), rates, limits, original))
+    return allocate(Problem(study.sites, dict(nats), rates, limits, original, lasting=LASTING))
 
 
 def _meet_latency(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isthmus.network import Network
+from isthmus.network import Network, low_precision
 from isthmus.recovery.batches import Batch, Labelled
 from isthmus.recovery.recipe import Recipe, uses_bf16
 from isthmus.recovery.watch import Seen, Watched, layer_path, projection_of, see, sites_of, width_of
@@ -129,7 +129,7 @@ class Learner(nn.Module):
     def forward(self, batch: Batch | Labelled, target: Seen | None = None) -> Tensor:
         """Return the weighted loss of a micro-batch, a scalar; ``target`` is what the teacher made of it."""
         inputs = batch.student if isinstance(batch, Batch) else batch.inputs
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with low_precision(self.bf16):
             seen = see(self.network, inputs, self.watched)
         # Similarities and cosines are taken in float32 whatever the network computes in.
         with torch.autocast("cpu", enabled=False):

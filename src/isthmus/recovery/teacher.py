@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from isthmus.network import Network
+from isthmus.network import Network, low_precision
 from isthmus.recovery.batches import Batch, TextBatches
+from isthmus.recovery.recipe import Recipe, uses_bf16
 from isthmus.recovery.watch import Seen, Watched, see
 from isthmus.tasks.divergence import divergence
 
@@ -35,6 +37,36 @@ def split_texts(texts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
     return trained, [distinct[index] for index in sorted(held)]
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What a teacher makes of texts, computed once for several recoveries.
+
+    Parameters
+    ----------
+    rows : mapping of str to int
+        The row of each text.
+    table : Tensor, shape ``(texts, width)``
+        In half precision: far below the noise of bf16 arithmetic, and half the memory.
+    """
+
+    rows: Mapping[str, int]
+    table: Tensor
+
+    def of(self, texts: Sequence[str]) -> Tensor:
+        """Return the rows of ``texts``, shape ``(texts, width)``."""
+        return self.table[[self.rows[text] for text in texts]]
+
+
+def teacher_outputs(teacher: Network, texts: Sequence[str], recipe: Recipe) -> Outputs:
+    """Return what ``recover`` needs of a teacher for these texts, if the recipe asks for its outputs only."""
+    from accelerate import Accelerator
+
+    distinct = list(dict.fromkeys(texts))
+    batches = TextBatches(distinct, teacher, teacher, size=recipe.batch, length=recipe.length)
+    table = pooled_table(batches, teacher, uses_bf16(recipe.precision), Accelerator(cpu=True), "teacher")
+    return Outputs({text: row for row, text in enumerate(distinct)}, table.half())
+
+
 class Teacher:
     """The original network, which shows what the student should compute.
 
@@ -57,7 +89,7 @@ class Teacher:
         """Return what the teacher makes of a micro-batch."""
         if self.targets is not None:
             return Seen(self.targets[batch.index].float(), batch.teacher["attention_mask"])
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.no_grad(), low_precision(self.bf16):
             return see(self.network, batch.teacher, self.watched)
 
     def remember(self, batches: TextBatches, steps: int, stages: StageStore | None, stage: str) -> None:
@@ -92,7 +124,7 @@ def pooled_table(batches: TextBatches, network: Network, bf16: bool, accelerator
     """
     parts: list[tuple[Tensor, Tensor]] = []
     for batch in batches.once():
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), low_precision(bf16):
             inputs = batch.student if side == "student" else batch.teacher
             parts.append((batch.index, see(network, inputs, Watched()).pooled.float()))
     width = torch.tensor(parts[0][1].shape[-1] if parts else 0)

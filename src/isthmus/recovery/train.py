@@ -17,7 +17,7 @@ from isthmus.recovery.batches import Batch, Labelled, LabelledBatches, TextBatch
 from isthmus.recovery.losses import Learner
 from isthmus.recovery.recipe import Recipe, uses_bf16
 from isthmus.recovery.state import State, load_state, save_finished, save_state
-from isthmus.recovery.teacher import HeldOutTexts, Teacher, split_texts
+from isthmus.recovery.teacher import HeldOutTexts, Outputs, Teacher, split_texts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -65,6 +65,7 @@ def recover(
     task: Task | None = None,
     stages: StageStore | None = None,
     stage: str = "recovery",
+    outputs: Outputs | None = None,
     save_seconds: float = 60.0,
     progress: Progress = silent,
 ) -> Recovered:
@@ -90,6 +91,8 @@ def recover(
     stages : StageStore, optional
         Where to keep the state of the run, about every ``save_seconds`` and under the name ``stage``, and to go on
         from. A resumed run ends with the very weights of an undisturbed one.
+    outputs : Outputs, optional
+        What the teacher makes of ``texts``, where several recoveries share it and the recipe asks for no more.
     progress : callable
         Called in the main process after each step.
 
@@ -112,7 +115,7 @@ def recover(
     student.model.eval().requires_grad_(True)
     teacher.model.eval()
     try:
-        run = _Run(student, teacher, texts, recipe, kept, seed, task, accelerator, stages, stage)
+        run = _Run(student, teacher, texts, recipe, kept, seed, task, accelerator, stages, stage, outputs)
         run.train(save_seconds, progress if accelerator.is_main_process else silent)
     finally:
         for parameter, flag in zip(student.model.parameters(), flags, strict=True):
@@ -137,6 +140,7 @@ class _Run:
         accelerator: Accelerator,
         stages: StageStore | None,
         stage: str,
+        outputs: Outputs | None,
     ) -> None:
         self.student, self.recipe, self.accelerator = student, recipe, accelerator
         self.stages, self.stage = stages, stage
@@ -158,7 +162,9 @@ class _Run:
         self.batches = TextBatches(trained, student, teacher, size=recipe.batch, **shares)
         bf16 = uses_bf16(recipe.precision)
         self.teacher = Teacher(teacher, learner.teacher_watched, bf16, accelerator)
-        if not recipe.tokenwise:
+        if outputs is not None and not recipe.tokenwise:
+            self.teacher.targets = outputs.of(trained)
+        elif not recipe.tokenwise:
             self.teacher.remember(self.batches, recipe.steps, stages, f"{stage}-targets")
         self.held: HeldOutTexts | None = None
         if held and recipe.evaluate_every:

@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from isthmus.cost.rates import presence
+from isthmus.relevance.statistics import Scores
 from isthmus.sites import LAYERS, Site
 
 START_LOG_VARIANCE = -4.6
 """A tenth of the signal: every gate starts open, with enough noise to feel the task."""
+START_SPREAD = 2.0
 OPEN_AT = 0.0
 """Log signal-to-noise ratio at which a gate counts as half open."""
-THRESHOLD_NATS = 0.5 * 0.6931471805599453
-"""The information of a half-open gate."""
 
 
 @dataclass
@@ -34,10 +35,21 @@ class GateState:
     open: dict[str, Tensor]
 
 
-def new_gates(sites: Sequence[Site]) -> GateState:
-    """Return open gates for every site, in order."""
+def new_gates(sites: Sequence[Site], squares: Mapping[str, Scores]) -> GateState:
+    """Return open gates for every site, in order, each with the noise that the task bears at first sight.
+
+    For small noise the loss grows by ``F sigma**2 / 2`` with a unit's Fisher information ``F``; together with the price
+    ``b`` of information that is least at ``sigma**2 = b / F``. ``b`` is set so that a site's gates begin at
+    ``START_LOG_VARIANCE`` on average; none begins further than ``START_SPREAD`` from it. The training takes it from
+    there, for what units carry together is not in ``F``.
+    """
     mean = {site.name: torch.ones(site.units, requires_grad=True) for site in sites}
-    log_variance = {site.name: torch.full((site.units,), START_LOG_VARIANCE, requires_grad=True) for site in sites}
+    log_variance = {}
+    for site in sites:
+        found = torch.as_tensor(squares.get(site.name, np.ones(site.units)), dtype=torch.float32)
+        fisher = (found + 1e-6 * found.mean() + 1e-30).log()
+        spread = (fisher.mean() - fisher).clamp(-START_SPREAD, START_SPREAD)
+        log_variance[site.name] = (START_LOG_VARIANCE + spread).requires_grad_(True)
     return GateState(mean, log_variance, {site.name: torch.ones(site.units) for site in sites})
 
 
@@ -66,23 +78,27 @@ def sample(gates: GateState, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def expected_counts(
-    gates: GateState, sites: Sequence[Site], vocabulary: Tensor | None, layer_pressure: float = 1.0
+    gates: GateState, sites: Sequence[Site], vocabulary: Tensor | None, pressures: Mapping[str, float] | None = None
 ) -> dict[str, Tensor]:
     """Return how many units of every site stay, softly, and each layer's presence, as scalars with gradients.
 
-    ``layer_pressure`` scales the gradient that reaches the layers' gates, not their value. A layer that is passed by
-    saves most per gate, so layers would go first and the gates within them never be decided. That holding them back
-    gives better networks after recovery has not been tested apart.
+    ``pressures`` scale the gradients that reach the gates of a kind of site, not their values; 1 where nothing is said.
     """
+    pressures = pressures or {}
     counts: dict[str, Tensor] = {}
     for site in sites:
         if site.name in gates.mean:
-            counts[site.name] = openness(gates, site.name).sum().clamp(min=float(site.minimum))
+            count = openness(gates, site.name).sum().clamp(min=float(site.minimum))
+            counts[site.name] = _pressed(count, pressures.get(site.kind, 1.0))
     for index, share in enumerate(openness(gates, LAYERS)):
-        counts[presence(index)] = share.detach() + layer_pressure * (share - share.detach())
+        counts[presence(index)] = _pressed(share, pressures.get("layers", 1.0))
     if vocabulary is not None:
         counts["vocabulary"] = vocabulary
     return counts
+
+
+def _pressed(count: Tensor, pressure: float) -> Tensor:
+    return count if pressure == 1 else count.detach() + pressure * (count - count.detach())
 
 
 def close_lost(gates: GateState, sites: Sequence[Site], below: float) -> int:
@@ -101,14 +117,3 @@ def close_lost(gates: GateState, sites: Sequence[Site], below: float) -> int:
         gates.open[site.name] = torch.where(lost, torch.zeros(()), gates.open[site.name])
         closed += int((gates.open[site.name] == 0).sum())
     return closed
-
-
-def prices(gradients: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Return what one unit of each site is worth at the margin, in nats: a scalar a site, ``(units,)`` for layers."""
-    found = {}
-    for site in sites:
-        if site.name == LAYERS:
-            found[site.name] = torch.stack([gradients[presence(index)] for index in range(site.units)]).clamp(min=0)
-        elif site.name in gradients:
-            found[site.name] = gradients[site.name].clamp(min=0)
-    return found

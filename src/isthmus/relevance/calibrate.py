@@ -39,23 +39,26 @@ def spread(scores: Scores, closed: Sequence[int], measured: Sequence[float], fix
     Returns
     -------
     ndarray, shape ``(units,)``
-        Summing the ``closed[i]`` smallest gives ``measured[i]``, made monotone and convex enough to keep the order.
+        Summing all that were closed gives the last of ``measured``, and the ``closed[i]`` smallest ``measured[i]``
+        where that keeps the order; else less: isotonic regression shares what came too early among those that follow.
     """
+    from scipy.optimize import isotonic_regression
+
     order = removal_order(scores, fixed)
     nats = np.full(len(scores), np.inf)
     previous_count, previous = 0, 0.0
-    slope = 0.0
     for count, value in zip(closed, np.maximum.accumulate(np.asarray(measured, dtype=float)), strict=True):
         units = order[previous_count:count]
         if len(units) == 0:
             continue
         share = scores[units] + 1e-12 * (1 + scores[units].max())
-        part = (value - previous) * share / share.sum()
-        # A later step may cost less a unit than an earlier one (noise, saturation): the order must still hold.
-        nats[units] = np.maximum(part, slope)
-        slope = float(nats[units].max())
+        nats[units] = (value - previous) * share / share.sum()
         previous_count, previous = count, float(value)
+    # A later step may cost less a unit than an earlier one (noise, saturation): the order must still hold, and the sum.
+    known = order[:previous_count]
+    nats[known] = isotonic_regression(nats[known]).x if len(known) else nats[known]
     rest = order[previous_count:]
+    slope = float(nats[known].max(initial=0.0))
     nats[rest] = np.maximum(slope, 1e-9) * (1 + scores[rest] / max(float(scores.max()), 1e-30))
     return nats
 
@@ -94,7 +97,7 @@ def to_nats(
             for count in closed:
                 value = torch.ones(site.units)
                 value[torch.as_tensor(order[:count].copy())] = 0
-                measured.append(measure_closed(probe, [site], {site.name: value}))
+                measured.append(measure_closed(probe, [site], {site.name: value}, estimate=True))
             nats[site.name] = spread(scores[site.name], closed, measured, site.fixed)
         progress("calibrate", number + 1, len(chosen))
     return nats
@@ -106,7 +109,7 @@ def _layers(probe: Probe, site: Site) -> Scores:
     for index in range(site.units):
         value = torch.ones(site.units)
         value[index] = 0
-        nats[index] = measure_closed(probe, [site], {site.name: value})
+        nats[index] = measure_closed(probe, [site], {site.name: value}, estimate=True)
     return nats
 
 

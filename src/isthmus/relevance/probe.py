@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from isthmus.network import Network, pool, tokenize
+from isthmus.network import Network, low_precision, pool, tokenize
 from isthmus.sites import VOCABULARY, Site, gated
 from isthmus.tasks.divergence import divergence
 
@@ -44,9 +45,15 @@ def make_probe(network: Network, texts: Sequence[str], *, batch: int = 64) -> Pr
     return Probe(network, tuple(groups), inputs, reference)
 
 
-def measure_closed(probe: Probe, sites: Sequence[Site], values: Mapping[str, Tensor]) -> float:
-    """Return the divergence, in nats, from the original when gates have these values (0 closed, 1 open)."""
-    with torch.inference_mode(), gated(probe.network.model, sites, values):
+def measure_closed(
+    probe: Probe, sites: Sequence[Site], values: Mapping[str, Tensor], *, estimate: bool = False
+) -> float:
+    """Return the divergence, in nats, from the original when gates have these values (0 closed, 1 open).
+
+    An ``estimate`` may compute in bfloat16: a third of the time, about 1e-4 nats off.
+    """
+    precision = low_precision() if estimate else nullcontext()
+    with torch.inference_mode(), precision, gated(probe.network.model, sites, values):
         return _mean_divergence(probe, probe.network, probe.inputs)
 
 
@@ -74,7 +81,7 @@ def measure_vocabulary(probe: Probe, keep: Sequence[int]) -> float:
 def _mean_divergence(probe: Probe, network: Network, inputs: Sequence[dict[str, Tensor]]) -> float:
     total = texts = 0.0
     for x, reference in zip(inputs, probe.reference, strict=True):
-        output = pool(network, network.model(**x), x["attention_mask"])
+        output = pool(network, network.model(**x), x["attention_mask"]).float()
         total += float(divergence(output, reference, network.pooling)) * len(reference)
         texts += len(reference)
     return max(total / texts, 0.0)

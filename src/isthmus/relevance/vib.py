@@ -19,19 +19,16 @@ from torch.nn import functional as F
 from isthmus.errors import IsthmusError
 from isthmus.network import Network, low_precision, pool, tokenize
 from isthmus.relevance.bottleneck_gates import (
-    THRESHOLD_NATS,
     close_lost,
     expected_counts,
     information,
     new_gates,
-    openness,
-    prices,
     sample,
 )
-from isthmus.relevance.estimator import Calibration, Curve, Relevance
+from isthmus.relevance.estimator import LASTING, Calibration, Curve, Relevance
 from isthmus.relevance.probe import gated_sites
 from isthmus.relevance.statistics import Statistics
-from isthmus.sites import VOCABULARY, Site, gated
+from isthmus.sites import VOCABULARY, gated
 from isthmus.tasks.divergence import divergence
 
 GATE_TOKENS = 64
@@ -57,6 +54,9 @@ class Schedule:
         Learning rate of the gates' means and log variances.
     ramp : float
         Share of the steps over which the limit falls from what the original costs to the budget.
+    layer_pressure : float
+        How hard the budget presses on the layers' gates. A layer that is passed by saves most per gate, so layers
+        would go first and the gates within them never be decided. Not tested apart.
     """
 
     steps: int
@@ -87,15 +87,16 @@ class VariationalBottleneck:
 
     name: str = "vib"
     slug: str | None = "vtrans"
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset({"gradients"})
     trains: bool = True
     schedule: Schedule | None = None
 
     def scores(self, calibration: Calibration, statistics: Statistics) -> Relevance:
-        """Train gates and return relevance in nats, shape ``(units,)`` a site.
+        """Train gates and return the information that passes each, in nats, shape ``(units,)`` a site.
 
-        At the trained optimum a half-open gate is worth what it costs: the budget's multiplier (nats per unit of
-        rate) times the unit's rate. Others are worth that times their information over that of a half-open gate.
+        It is averaged over the training, in which the budget tightens: the longer a unit is held open, the more it
+        carries. (At the end of a tight budget most gates of a site are closed, and nothing would order them.) What a
+        site's units are worth beside those of another is measured afterwards, as for every estimator.
 
         Raises
         ------
@@ -103,22 +104,23 @@ class VariationalBottleneck:
             If the loss is no longer finite.
         """
         schedule = self.schedule or SCHEDULES[calibration.effort]
-        return _Training(calibration, schedule).run()
+        return _Training(calibration, schedule, statistics).run()
 
 
 class _Training:
     """One training of gates; holds what its steps share."""
 
-    def __init__(self, calibration: Calibration, schedule: Schedule) -> None:
+    def __init__(self, calibration: Calibration, schedule: Schedule, statistics: Statistics) -> None:
         self.calibration = calibration
         self.schedule = schedule
         self.sites = gated_sites(calibration.sites)
-        self.gates = new_gates(self.sites)
+        self.gates = new_gates(self.sites, statistics.squares)
         self.generator = torch.Generator().manual_seed(calibration.seed)
         self.student = self._student(calibration.network)
         self.batches = self._batches()
         self.vocabulary = _SoftVocabulary(calibration) if len(calibration.vocabulary) else None
         self.multipliers = dict.fromkeys(calibration.limits, 0.0)
+        self.passed = {site.name: torch.zeros(site.units) for site in self.sites}
         self.points: dict[str, list[tuple[int, float]]] = {"divergence": [], "expected rate": [], "open gates": []}
         groups = [
             {
@@ -199,8 +201,8 @@ class _Training:
         rows = None
         if self.vocabulary is not None:
             rows = self.vocabulary.rows()
-            total = total + self.vocabulary.distortion(rows)
-        counts = expected_counts(self.gates, self.sites, rows, schedule.layer_pressure)
+            total = total + LASTING[VOCABULARY] * self.vocabulary.distortion(rows)
+        counts = expected_counts(self.gates, self.sites, rows, self._pressures())
         nats = torch.stack([information(self.gates, site.name).sum() for site in self.sites]).sum()
         total = total + schedule.information_weight * nats + self._constraint(counts, step)
         if not torch.isfinite(total):
@@ -212,9 +214,15 @@ class _Training:
         self.optimizer.step()
         if self.weights is not None:
             self.weights.step()
+        for site in self.sites:
+            self.passed[site.name] += information(self.gates, site.name).detach() / schedule.steps
         if (step + 1) % schedule.close_every == 0:
             closed = close_lost(self.gates, self.sites, schedule.close_below)
             self._note(step, float(loss.detach()), counts, closed)
+
+    def _pressures(self) -> dict[str, float]:
+        """Return how hard the budget presses on each kind of site: what lasts is spared, as allocation does."""
+        return {**{kind: 1 / weight for kind, weight in LASTING.items()}, "layers": self.schedule.layer_pressure}
 
     def _constraint(self, counts: dict[str, Tensor], step: int) -> Tensor:
         """Augmented Lagrangian of every limit, each as a share of the original's rate."""
@@ -243,41 +251,19 @@ class _Training:
 
     def _relevance(self) -> Relevance:
         sites = self.sites
-        rows = None if self.vocabulary is None else self.vocabulary.rows().detach().requires_grad_(True)
+        rows = None if self.vocabulary is None else self.vocabulary.rows().detach()
         with torch.no_grad():
-            counts = {name: value.clone() for name, value in expected_counts(self.gates, sites, rows).items()}
-        leaves = {name: value.detach().requires_grad_(True) for name, value in counts.items()}
-        price = torch.zeros(())
-        for currency in self.calibration.limits:
-            # A limit that never pressed still gets a small price, so that no unit is worth exactly nothing.
-            multiplier = max(self.multipliers[currency], 1e-3)
-            share = self.calibration.rates[currency](leaves) / self.calibration.original[currency]
-            price = price + multiplier * share
-        names = list(leaves)
-        found = torch.autograd.grad(price, [leaves[name] for name in names], allow_unused=True)
-        gradients = {
-            name: torch.zeros(()) if value is None else value for name, value in zip(names, found, strict=True)
-        }
-        worth = prices(gradients, sites)
-        nats: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
-        for site in sites:
-            passed = information(self.gates, site.name).detach() / THRESHOLD_NATS
-            value = worth.get(site.name, torch.zeros(()))
-            nats[site.name] = (passed * value).double().numpy() + 1e-12 * (1 + self._rank(site))
-        if self.vocabulary is not None:
-            nats[VOCABULARY] = self.calibration.vocabulary
+            counts = expected_counts(self.gates, sites, rows)
+            passed = {site.name: float(information(self.gates, site.name).sum()) for site in sites}
+        scores = {site.name: self.passed[site.name].double().numpy() for site in sites}
         units = {"expected rate": "share", "open gates": "share", "divergence": "nats"}
         curves = tuple(Curve(f"gates: {name}", units[name], tuple(points)) for name, points in self.points.items())
         details = {
             "multipliers": dict(self.multipliers),
             "expected counts": {name: float(value) for name, value in counts.items()},
-            "information": {site.name: float(information(self.gates, site.name).sum().detach()) for site in sites},
+            "information": passed,
         }
-        return Relevance("vib", nats, curves, details)
-
-    def _rank(self, site: Site) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Break ties among closed gates by how far they had closed."""
-        return (openness(self.gates, site.name) / self.gates.open[site.name].clamp(min=0.5)).detach().double().numpy()
+        return Relevance("vib", scores, curves, details)
 
 
 class _SoftVocabulary:
