@@ -490,6 +490,9 @@ def test_efforts() -> None:
     assert rates == sorted(rates)
     assert rates[0] == pytest.approx(3e-4)
     assert rates[-1] == pytest.approx(1e-3)
+    steps = [efforts.recipe_for("fast", share).steps for share in (0.9, 0.5, 0.25, 0.125, 0.01)]
+    most = efforts.STEPS["fast"]
+    assert steps == [most, most, 2 * most, 4 * most, 4 * most], "cheaper steps, and more of them"
     assert efforts.recipe_for("fast", 0.5, classifier=True).learning_rate < rates[2]
     with pytest.raises(BadInput, match="efforts are"):
         efforts.recipe_for("fastest", 0.5)

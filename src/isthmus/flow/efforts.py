@@ -14,8 +14,9 @@ from isthmus.recovery.recipe import Recipe
 from isthmus.tasks.divergence import divergence
 
 EFFORTS = ("faster", "fast", "full")
-STEPS = {"faster": 450, "fast": 2000, "full": 6000}
+STEPS = {"faster": 400, "fast": 2000, "full": 6000}
 LEAST_STEPS = 20
+MOST_TIMES = 4.0
 
 
 def recipe_for(effort: str, share: float, *, classifier: bool = False) -> Recipe:
@@ -33,8 +34,17 @@ def recipe_for(effort: str, share: float, *, classifier: bool = False) -> Recipe
     rate = 3e-4 + (1e-3 - 3e-4) * min(1.0, max(0.0, (0.9 - share) / 0.8))
     if classifier:
         rate *= 0.3
-    steps = STEPS[effort]
+    steps = round(STEPS[effort] * longer(share))
     return Recipe(steps=steps, learning_rate=rate, evaluate_every=max(steps // 10, 25), patience=4)
+
+
+def longer(share: float) -> float:
+    """Return how many times the steps of an effort a network at ``share`` gets.
+
+    Below half, a step costs about as much less as there is left, and weights have further to go: the wall time of
+    recovery stays about the same.
+    """
+    return min(MOST_TIMES, max(1.0, 0.5 / max(share, 1e-9)))
 
 
 def step_seconds(student: Network, teacher: Network, batches: TextBatches) -> tuple[float, float]:
@@ -74,7 +84,7 @@ def steps_within(seconds: tuple[float, float], left: float, epoch: int) -> int:
 
 def most_steps() -> int:
     """Return the steps beyond which no ``--time`` lengthens recovery: those of the fullest effort."""
-    return STEPS["full"]
+    return round(STEPS["full"] * MOST_TIMES)
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:

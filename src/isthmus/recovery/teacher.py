@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from isthmus.memory import EVERY, give_back
 from isthmus.network import Network, low_precision
 from isthmus.recovery.batches import Batch, TextBatches
 from isthmus.recovery.recipe import Recipe, uses_bf16
@@ -123,7 +124,9 @@ def pooled_table(batches: TextBatches, network: Network, bf16: bool, accelerator
         Whose tokens the network reads.
     """
     parts: list[tuple[Tensor, Tensor]] = []
-    for batch in batches.once():
+    for number, batch in enumerate(batches.once()):
+        if number % EVERY == 0:
+            give_back()
         with torch.no_grad(), low_precision(bf16):
             inputs = batch.student if side == "student" else batch.teacher
             parts.append((batch.index, see(network, inputs, Watched()).pooled.float()))

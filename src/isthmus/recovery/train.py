@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isthmus.errors import BadInput, IsthmusError
+from isthmus.memory import EVERY, give_back
 from isthmus.network import Network
 from isthmus.progress import Progress, silent
 from isthmus.recovery.batches import Batch, Labelled, LabelledBatches, TextBatches
@@ -189,6 +190,8 @@ class _Run:
                 note += f", held out {state.held[-1][1]:.4f} nats"
             state.seconds = before + time.monotonic() - started
             last = state.step == recipe.steps or state.stopped
+            if state.step % EVERY == 0:
+                give_back()
             if self._saves and not last and time.monotonic() - saved >= save_seconds:
                 assert self.stages is not None
                 save_state(self.stages, self.stage, self.plain, self.optimizer, state, recipe)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from isthmus.memory import give_back
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, gated_sites, measure_closed, measure_vocabulary
 from isthmus.sites import VOCABULARY, Site
@@ -99,6 +100,7 @@ def to_nats(
                 value[torch.as_tensor(order[:count].copy())] = 0
                 measured.append(measure_closed(probe, [site], {site.name: value}, estimate=True))
             nats[site.name] = spread(scores[site.name], closed, measured, site.fixed)
+        give_back()
         progress("calibrate", number + 1, len(chosen))
     return nats
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isthmus.errors import IsthmusError
+from isthmus.memory import EVERY, give_back
 from isthmus.network import Network, low_precision, pool, tokenize
 from isthmus.relevance.bottleneck_gates import (
     close_lost,
@@ -83,7 +84,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class VariationalBottleneck:
-    """Gaussian gates trained under the budget; relevance is the information that passes, at the budget's price."""
+    """Gaussian gates trained under the budget; relevance is the information that passes."""
 
     name: str = "vib"
     slug: str | None = "vtrans"
@@ -178,6 +179,8 @@ class _Training:
         try:
             for step in range(self.schedule.steps):
                 self._step(step)
+                if step % EVERY == 0:
+                    give_back()
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
