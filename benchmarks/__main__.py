@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parser().parse_args(arguments)
-    from benchmarks.page import write_page
+    from benchmarks.page import write_page, write_readme
 
     try:
         unknown = [name for name in options.names if name not in BENCHMARKS]
@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     if options.out == RESULTS:
         write_page(RESULTS, CLAIMS, PAGE)
+        write_readme(RESULTS, ROOT / "README.md")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from claims.tables import markdown_table, score_table, scores
 
-from benchmarks.reach import EFFORTS, targets
+from benchmarks.reach import BUDGETS, EFFORTS, targets
 
 HEADER = "<!-- written by python -m benchmarks --table from benchmarks/results/ and claims/results/ -->"
 
@@ -111,3 +111,47 @@ def write_page(results: Path, claims: Path, page: Path) -> None:
     part = page.with_name(page.name + ".part")
     part.write_text(render(results, claims), encoding="utf-8")
     part.replace(page)
+
+
+START, END = "<!-- figures: written by make docs -->", "<!-- end of figures -->"
+
+
+def headline(reach: Mapping[str, Any]) -> str:
+    """Return the README's table: for each budget what the quickest effort makes of it."""
+    rows = []
+    for name, budget in BUDGETS.items():
+        job = next(
+            (reach["jobs"][key] for effort in reversed(EFFORTS) if (key := f"{name}-{effort}") in reach["jobs"]), None
+        )
+        if job is None:
+            continue
+        original, narrowed = job["rows"]
+
+        def share(key: str, a: Mapping[str, Any] = original, b: Mapping[str, Any] = narrowed) -> str:
+            return f"{b[key] / a[key]:.0%}"
+
+        rows.append(
+            [
+                f"`--to {budget} --effort {job['effort']}`",
+                f"{narrowed['params'] / 1e6:.1f} M ({share('params')})",
+                f"{narrowed['bytes'] / 1e6:.1f} MB ({share('bytes')})",
+                f"{narrowed['macs'] / 1e6:.0f} M ({share('macs')})",
+                f"{narrowed['latency_ms']:.0f} of {original['latency_ms']:.0f} ms ({share('latency_ms')})",
+                f"{narrowed['metric']:.4f} of {original['metric']:.4f}, **{narrowed['relative']:.1%}**",
+                f"{job['seconds'] / 60:.1f} min",
+            ]
+        )
+    heads = ["all-MiniLM-L6-v2", "parameters", "bytes on disk", "MACs", "latency", "Spearman", "took"]
+    return markdown_table(heads, rows)
+
+
+def write_readme(results: Path, readme: Path) -> None:
+    """Write the README's table between its two marks, where there are results and marks."""
+    reach, text = _read(results / "reach.json"), readme.read_text(encoding="utf-8")
+    if reach is None or START not in text or END not in text:
+        return
+    head, rest = text.split(START, 1)
+    _, tail = rest.split(END, 1)
+    part = readme.with_name(readme.name + ".part")
+    part.write_text(f"{head}{START}\n\n{headline(reach)}\n\n{END}{tail}", encoding="utf-8")
+    part.replace(readme)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.__main__ import CLAIMS, PAGE, RESULTS, main
-from benchmarks.page import render, write_page
+from benchmarks.__main__ import CLAIMS, PAGE, RESULTS, ROOT, main
+from benchmarks.page import headline, render, write_page, write_readme
 from benchmarks.reach import jobs_for, run_measured, targets
 from benchmarks.torch_pruning import conclude, wanted_points
 
@@ -126,6 +126,16 @@ def test_page(tmp_path: Path) -> None:
 
 def test_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == render(RESULTS, CLAIMS), "run python -m benchmarks --table"
+
+
+def test_the_readme_shows_what_was_measured(tmp_path: Path) -> None:
+    reach = json.loads((RESULTS / "reach.json").read_text(encoding="utf-8"))
+    assert headline(reach).count("\n") == 5, "a head, a rule and four budgets"
+    copy, text = tmp_path / "README.md", (ROOT / "README.md").read_text(encoding="utf-8")
+    copy.write_text(text, encoding="utf-8")
+    write_readme(RESULTS, copy)
+    assert copy.read_text(encoding="utf-8") == text, "run python -m benchmarks --table"
+    assert headline(reach) in text
 
 
 def test_unknown_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import typer
 from isthmus.cli.commands import app
 from isthmus.cli.quiet import quieten
 from isthmus.errors import IsthmusError
+from isthmus.memory import keep_few_kernels
 
 STOPPED = 130
 _FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 when it was stopped.
     """
     quieten()
+    keep_few_kernels()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _stoppable():

@@ -14,7 +14,7 @@ from isthmus.network import Network
 
 MULTIPLE = 8
 """Batches are padded to a multiple of this many tokens."""
-MICRO_TOKENS = 2048
+MICRO_TOKENS = 1536
 """Padded tokens of one micro-batch: bounds the memory that activations take, whatever the texts' length."""
 
 
