@@ -360,7 +360,7 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a huge range": (lambda plan: edited(plan, keep="0-99999999999"), "too long"),
     "other units": (lambda plan: edited(plan, units=64, keep="0-63"), "width"),
     "special tokens": (lambda plan: {**plan, "decisions": [TOKENS]}, "must stay"),
-    "above its budget": (lambda plan: {**plan, "decisions": plan["decisions"][:1]}, "above its own budget"),
+    "above its budget": (lambda plan: edited(plan, keep="0-30"), "above its own budget"),
     "no budget": (lambda plan: {**plan, "budget": "beauty=50%"}, "beauty"),
 }
 
