@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import BadInput
+from isthmus.memory import give_back
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +78,11 @@ def find_engine(name: str) -> Engine:
 def export_network(network: Network, engine: str, folder: str | Path) -> Path:
     """Write a network for an engine into a folder and return the file to load."""
     export: Callable[[Network, str | Path], Path] = _resolve(find_engine(engine).exporter)
-    return export(network, folder)
+    path = export(network, folder)
+    # A traced graph holds itself, and copies of the weights, in circles.
+    gc.collect()
+    give_back()
+    return path
 
 
 def load_runner(engine: str, path: str | Path, threads: int | None = None) -> Runner:

@@ -14,7 +14,7 @@ from isthmus.recovery.recipe import Recipe
 from isthmus.tasks.divergence import divergence
 
 EFFORTS = ("faster", "fast", "full")
-STEPS = {"faster": 400, "fast": 2000, "full": 6000}
+STEPS = {"faster": 300, "fast": 2000, "full": 4500}
 LEAST_STEPS = 20
 MOST_TIMES = 4.0
 

@@ -167,7 +167,10 @@ def _neighbours(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def _cosines(network: Network, left: Sequence[str], right: Sequence[str] | None) -> np.ndarray[Any, Any]:
-    first, second = embed(network, left, batch_size=64), embed(network, list(right or ()), batch_size=64)
+    # A neighbour is on the left of one pair and on the right of the next: every text is embedded once.
+    place = {text: row for row, text in enumerate(dict.fromkeys((*left, *(right or ()))))}
+    vectors = embed(network, list(place), batch_size=64)
+    first, second = (vectors[[place[text] for text in side]] for side in (left, right or ()))
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return np.asarray((first * second).sum(1) / np.maximum(norms, 1e-12))
 

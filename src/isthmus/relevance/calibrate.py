@@ -137,5 +137,5 @@ def vocabulary_relevance(probe: Probe, sites: Sequence[Site], texts: Sequence[st
     measured = []
     for count in closed:
         keep = np.setdiff1d(np.arange(site.units), order[:count])
-        measured.append(measure_vocabulary(probe, keep.tolist()))
+        measured.append(measure_vocabulary(probe, keep.tolist(), estimate=True))
     return spread(scores, closed, measured, site.fixed)

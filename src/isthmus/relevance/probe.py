@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,8 +52,7 @@ def measure_closed(
 
     An ``estimate`` may compute in bfloat16: a third of the time, about 1e-4 nats off.
     """
-    precision = low_precision() if estimate else nullcontext()
-    with torch.inference_mode(), precision, gated(probe.network.model, sites, values):
+    with torch.inference_mode(), _precision(estimate), gated(probe.network.model, sites, values):
         return _mean_divergence(probe, probe.network, probe.inputs)
 
 
@@ -64,8 +63,11 @@ def measure_network(probe: Probe, network: Network) -> float:
         return _mean_divergence(probe, network, [tokenize(shorter, group) for group in probe.texts])
 
 
-def measure_vocabulary(probe: Probe, keep: Sequence[int]) -> float:
-    """Return the divergence, in nats, when only the tokens in ``keep`` are left and others fall back to pieces."""
+def measure_vocabulary(probe: Probe, keep: Sequence[int], *, estimate: bool = False) -> float:
+    """Return the divergence, in nats, when only the tokens in ``keep`` are left and others fall back to pieces.
+
+    An ``estimate`` may compute in bfloat16, as in ``measure_closed``.
+    """
     from isthmus.sites.vocabulary import narrow_tokenizer
 
     narrowed = probe.network.with_model(probe.network.model, narrow_tokenizer(probe.network.tokenizer, keep))
@@ -74,8 +76,12 @@ def measure_vocabulary(probe: Probe, keep: Sequence[int]) -> float:
     for group in probe.texts:
         encoded = tokenize(narrowed, group)
         inputs.append({**encoded, "input_ids": old[encoded["input_ids"]]})
-    with torch.inference_mode():
+    with torch.inference_mode(), _precision(estimate):
         return _mean_divergence(probe, probe.network, inputs)
+
+
+def _precision(estimate: bool) -> AbstractContextManager[None]:
+    return low_precision() if estimate else nullcontext()
 
 
 def _mean_divergence(probe: Probe, network: Network, inputs: Sequence[dict[str, Tensor]]) -> float:
