@@ -150,7 +150,7 @@ def test_table_is_kept_and_a_broken_one_timed_again(tmp_path):
 
     def build(kept):
         built.append(kept)
-        return lambda batch: time.sleep(1e-4)
+        return lambda: lambda batch: time.sleep(1e-4)
 
     batches = [{"input_ids": np.ones((2, 5), dtype=np.int64)}]
     first = latency_table(sites, build, batches, fingerprint="f", engine="openvino", batch=2, folder=tmp_path)

@@ -111,7 +111,7 @@ def feature_terms(sites: Sequence[Site]) -> dict[str, tuple[Term, ...]]:
 
 def latency_table(
     sites: Sequence[Site],
-    build: Callable[[dict[str, tuple[int, ...]]], Runner],
+    build: Callable[[dict[str, tuple[int, ...]]], Callable[[], Runner]],
     batches: Sequence[Batch],
     *,
     fingerprint: str,
@@ -129,7 +129,8 @@ def latency_table(
     ----------
     sites : sequence of Site
     build : callable
-        From kept units by site (those that are missing stay whole) to what runs a batch in the engine.
+        From kept units by site (those that are missing stay whole) to what loads the engine: all variants are made
+        before any is loaded, for making one takes memory that it gives back.
     batches : sequence of mapping of str to ndarray, shape ``(batch, length)``
         Real sentences; a few spread evenly over them are timed.
     fingerprint : str
@@ -159,11 +160,12 @@ def latency_table(
     variants = choose_variants(sites, seed)
     vocabulary, folded = _fold(sites, chosen)
     steps = len(variants) + rounds + 1
-    runners: dict[str, Runner] = {}
+    made: list[Callable[[], Runner]] = []
     for index, kept in enumerate(variants):
-        runners[str(index)] = build({**kept, **vocabulary})
+        made.append(build({**kept, **vocabulary}))
         if progress is not None:
             progress(index + 1, steps)
+    runners = {str(index): load() for index, load in enumerate(made)}
     done = len(variants)
     timed = measure_latency(
         runners,

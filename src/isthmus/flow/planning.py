@@ -186,12 +186,12 @@ def _meet_latency(
 def time_side_by_side(study: Study, narrowed: Any) -> tuple[float, float]:
     """Return the median latency, in ms a batch, of the original and of a narrowed network, timed turn by turn."""
     with tempfile.TemporaryDirectory(prefix="isthmus-latency-") as folder:
-        runners, batches = {}, {}
+        paths, batches = {}, {}
         for name, network in (("original", study.network), ("narrowed", narrowed)):
-            path = export_network(network, study.engine, Path(folder) / name)
-            runners[name] = load_runner(study.engine, path)
+            paths[name] = export_network(network, study.engine, Path(folder) / name)
             every = held_out_batches(study, network)
             batches[name] = every[:: max(1, len(every) // 16)][:16]
+        runners = {name: load_runner(study.engine, path) for name, path in paths.items()}
         timed = measure_latency(runners, batches, rounds=5)
         return timed["original"].median_ms, timed["narrowed"].median_ms
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from isthmus.cost.predict import bytes_rate, kept_counts, macs_rate, parameter_r
 from isthmus.cost.rates import Rate, Term
 from isthmus.export.engines import engine_batches, export_network, load_runner
 from isthmus.flow.verifying import bytes_on_disk
+from isthmus.memory import give_back
 from isthmus.network import Network, tokenize
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, make_probe
@@ -115,11 +116,12 @@ def _latency_rate(study: Study, progress: Progress) -> Rate:
     with tempfile.TemporaryDirectory(prefix="isthmus-latency-") as folder:
         count = 0
 
-        def build(kept: Mapping[str, Sequence[int]]) -> Runner:
+        def build(kept: Mapping[str, Sequence[int]]) -> Callable[[], Runner]:
             nonlocal count
             count += 1
             narrowed = study.network.with_model(narrow_model(study.network.model, study.sites, kept))
-            return load_runner(study.engine, export_network(narrowed, study.engine, Path(folder) / str(count)))
+            path = export_network(narrowed, study.engine, Path(folder) / str(count))
+            return lambda: load_runner(study.engine, path)
 
         table = latency_table(
             study.sites,
@@ -132,7 +134,8 @@ def _latency_rate(study: Study, progress: Progress) -> Rate:
             seed=study.seed,
             progress=lambda done, total: progress("latency table", done, total),
         )
-        return table.rate(study.sites)
+    give_back()
+    return table.rate(study.sites)
 
 
 def original_rates(study: Study, rates: Mapping[str, Rate]) -> dict[str, float]:
