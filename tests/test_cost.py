@@ -150,19 +150,22 @@ def test_table_is_kept_and_a_broken_one_timed_again(tmp_path):
 
     def build(kept):
         built.append(kept)
-        return lambda: lambda batch: time.sleep(1e-4)
+        return lambda batch: time.sleep(1e-4)
+
+    def measure(runners, batches, rounds, progress):
+        return measure_latency(runners, batches, rounds=rounds, progress=progress)
 
     batches = [{"input_ids": np.ones((2, 5), dtype=np.int64)}]
-    first = latency_table(sites, build, batches, fingerprint="f", engine="openvino", batch=2, folder=tmp_path)
+    first = latency_table(sites, build, measure, batches, fingerprint="f", engine="openvino", batch=2, folder=tmp_path)
     times = len(built)
-    again = latency_table(sites, build, batches, fingerprint="f", engine="openvino", batch=2, folder=tmp_path)
+    again = latency_table(sites, build, measure, batches, fingerprint="f", engine="openvino", batch=2, folder=tmp_path)
     assert len(built) == times > 1
     assert again.rate(sites) == first.rate(sites)
     (file,) = tmp_path.iterdir()
     data = json.loads(file.read_text())
     data["coefficients"][0] = "much"
     file.write_text(json.dumps(data))
-    latency_table(sites, build, batches, fingerprint="f", engine="openvino", batch=2, folder=tmp_path)
+    latency_table(sites, build, measure, batches, fingerprint="f", engine="openvino", batch=2, folder=tmp_path)
     assert len(built) == 2 * times
 
 

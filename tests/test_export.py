@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isthmus.errors import BadInput
+from isthmus.errors import BadInput, IsthmusError
 from isthmus.export.bench import bench_networks
 from isthmus.export.engines import (
     ENGINES,
@@ -16,6 +16,7 @@ from isthmus.export.engines import (
     load_runner,
     pool_numpy,
 )
+from isthmus.export.timing import time_exported
 from isthmus.network import Network, embed
 from test_cost import CASES, random_kept, sites_of, tiny_model
 
@@ -97,6 +98,30 @@ def test_engine_embeds_as_eager(engine, tmp_path, capfd):
     found = engine_embed(network, engine, tmp_path, batch_size=2, threads=1)(texts)
     np.testing.assert_allclose(found, embed(network, texts, batch_size=2), atol=1e-5)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_exported_networks_are_timed_in_a_process_of_their_own(tmp_path, shared):
+    networks = {"whole": tiny_network("BertModel"), "narrowed": tiny_network("BertModel", narrowed=True)}
+    paths = {name: export_network(network, "openvino", tmp_path / name) for name, network in networks.items()}
+    batches = [batch_of(2, 8), batch_of(2, 12)]
+    said = []
+    given = batches if shared else dict.fromkeys(paths, batches)
+    timed = time_exported(
+        paths, given, engine="openvino", rounds=3, threads=1, progress=lambda at, of: said.append((at, of))
+    )
+    assert list(timed) == list(paths)
+    assert all(0 < one.low_ms <= one.median_ms <= one.high_ms and one.rounds == 3 for one in timed.values())
+    assert said == [(at, 4) for at in range(1, 5)]
+
+
+def test_a_timing_that_fails_says_why(tmp_path):
+    (tmp_path / "openvino_model.xml").write_text("no graph")
+    with pytest.raises(IsthmusError, match=r"latency: the process .* failed: .+") as caught:
+        time_exported({"broken": tmp_path / "openvino_model.xml"}, [batch_of(2, 8)], engine="openvino")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BadInput, match="did you mean"):
+        time_exported({}, [], engine="opnvino")
 
 
 def test_pooling():

@@ -11,18 +11,21 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from isthmus.cost.latency import Batch, Runner, measure_latency
+from isthmus.cost.latency import Batch, Latency
 from isthmus.cost.predict import kept_counts
 from isthmus.cost.rates import Rate, Term, presence
 
 if TYPE_CHECKING:
     from isthmus.sites.site import Site
 
-TABLE_VERSION = 1
+Built = TypeVar("Built")
+Progress = Callable[[int, int], None]
+
+TABLE_VERSION = 2  # 2: timed in a process of its own
 # What latency grows with; each is summed over the layers that stay.
 FEATURES = (
     "constant",
@@ -111,7 +114,8 @@ def feature_terms(sites: Sequence[Site]) -> dict[str, tuple[Term, ...]]:
 
 def latency_table(
     sites: Sequence[Site],
-    build: Callable[[dict[str, tuple[int, ...]]], Callable[[], Runner]],
+    build: Callable[[dict[str, tuple[int, ...]]], Built],
+    measure: Callable[[Mapping[str, Built], Sequence[Batch], int, Progress], Mapping[str, Latency]],
     batches: Sequence[Batch],
     *,
     fingerprint: str,
@@ -121,7 +125,7 @@ def latency_table(
     rounds: int = 5,
     max_batches: int = 6,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> LatencyTable:
     """Time a few narrowed variants of a network on this machine and fit what its units cost.
 
@@ -129,8 +133,10 @@ def latency_table(
     ----------
     sites : sequence of Site
     build : callable
-        From kept units by site (those that are missing stay whole) to what loads the engine: all variants are made
-        before any is loaded, for making one takes memory that it gives back.
+        From kept units by site (those that are missing stay whole) to what can be timed, such as an exported file.
+    measure : callable
+        Times what was built, by name, on batches, a number of rounds; the last argument takes the rounds done and
+        the rounds in all.
     batches : sequence of mapping of str to ndarray, shape ``(batch, length)``
         Real sentences; a few spread evenly over them are timed.
     fingerprint : str
@@ -160,19 +166,12 @@ def latency_table(
     variants = choose_variants(sites, seed)
     vocabulary, folded = _fold(sites, chosen)
     steps = len(variants) + rounds + 1
-    made: list[Callable[[], Runner]] = []
+    built: dict[str, Built] = {}
     for index, kept in enumerate(variants):
-        made.append(build({**kept, **vocabulary}))
-        if progress is not None:
-            progress(index + 1, steps)
-    runners = {str(index): load() for index, load in enumerate(made)}
+        built[str(index)] = build({**kept, **vocabulary})
+        progress(index + 1, steps)
     done = len(variants)
-    timed = measure_latency(
-        runners,
-        folded,
-        rounds=rounds,
-        progress=None if progress is None else lambda at, _: progress(done + at, steps),
-    )
+    timed = measure(built, folded, rounds, lambda at, _: progress(done + at, steps))
     measured = [timed[str(index)].median_ms for index in range(len(variants))]
     table = fit_table(sites, variants, measured, key=key, engine=engine, batch=batch)
     if path is not None:

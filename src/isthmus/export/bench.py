@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isthmus.cost.latency import measure_latency
 from isthmus.cost.measure import count_parameters, measure_macs
 from isthmus.cost.predict import example_inputs
 from isthmus.errors import BadInput
-from isthmus.export.engines import engine_batches, export_network, find_engine, load_runner
+from isthmus.export.engines import engine_batches, export_network, find_engine
 from isthmus.export.peak import measure_peak
-from isthmus.memory import give_back
+from isthmus.export.timing import time_exported
 from isthmus.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -74,24 +72,23 @@ def bench_networks(
     keys = [str(index) for index in range(len(networks))]
     steps = 2 * len(networks) + rounds + 1
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as folder:
-        loads, batches, peaks, lengths = {}, {}, {}, {}
+        paths, batches, peaks, lengths = {}, {}, {}, {}
         for step, (key, network) in enumerate(zip(keys, networks, strict=True)):
             progress("bench", 2 * step, steps, f"export {network.name}")
-            path = export_network(network, engine, Path(folder) / key)
+            paths[key] = export_network(network, engine, Path(folder) / key)
             batches[key] = engine_batches(network, chosen, batch)
             lengths[key] = _mean_length(batches[key])
             progress("bench", 2 * step + 1, steps, f"memory of {network.name}")
-            peaks[key] = measure_peak(engine, path, batches[key][0], threads)
-            loads[key] = partial(load_runner, engine, path, threads)
-        # Exporting takes memory that it gives back: nothing is loaded before all is exported.
-        runners = {key: load() for key, load in loads.items()}
+            peaks[key] = measure_peak(engine, paths[key], batches[key][0], threads)
         done = 2 * len(networks)
-        timed = measure_latency(
-            runners, batches, rounds=rounds, progress=lambda at, _: progress("bench", done + at, steps, "latency")
+        timed = time_exported(
+            paths,
+            batches,
+            engine=engine,
+            rounds=rounds,
+            threads=threads,
+            progress=lambda at, _: progress("bench", done + at, steps, "latency"),
         )
-        # Engines map the exported files; they are let go before the folder is.
-        runners.clear()
-    give_back()
     tokens = macs_length or max(1, round(lengths[keys[0]]))
     return [
         {

@@ -13,11 +13,11 @@ import numpy as np
 from isthmus.allocation.problem import Allocation, Problem
 from isthmus.allocation.solver import allocate
 from isthmus.budget import Budget, parse_budget
-from isthmus.cost.latency import measure_latency
 from isthmus.cost.predict import kept_counts, predicted_shapes
 from isthmus.cost.rates import Rate, rescale
 from isthmus.errors import BadInput
-from isthmus.export.engines import export_network, load_runner
+from isthmus.export.engines import export_network
+from isthmus.export.timing import time_exported
 from isthmus.flow.study import Study, cut, fingerprint, held_out_batches, limits_of, original_rates, rates_for
 from isthmus.flow.together import from_main
 from isthmus.plan import Decision, Plan
@@ -191,8 +191,7 @@ def time_side_by_side(study: Study, narrowed: Any) -> tuple[float, float]:
             paths[name] = export_network(network, study.engine, Path(folder) / name)
             every = held_out_batches(study, network)
             batches[name] = every[:: max(1, len(every) // 16)][:16]
-        runners = {name: load_runner(study.engine, path) for name, path in paths.items()}
-        timed = measure_latency(runners, batches, rounds=5)
+        timed = time_exported(paths, batches, engine=study.engine, rounds=5)
         return timed["original"].median_ms, timed["narrowed"].median_ms
 
 

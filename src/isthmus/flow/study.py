@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.budget import Budget, Currency
-from isthmus.cost.latency import Runner
+from isthmus.cost.latency import Batch, Latency
 from isthmus.cost.latency_table import latency_table
 from isthmus.cost.predict import bytes_rate, kept_counts, macs_rate, parameter_rate
 from isthmus.cost.rates import Rate, Term
-from isthmus.export.engines import engine_batches, export_network, load_runner
+from isthmus.export.engines import engine_batches, export_network
+from isthmus.export.timing import time_exported
 from isthmus.flow.verifying import bytes_on_disk
-from isthmus.memory import give_back
 from isthmus.network import Network, tokenize
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, make_probe
@@ -116,16 +116,21 @@ def _latency_rate(study: Study, progress: Progress) -> Rate:
     with tempfile.TemporaryDirectory(prefix="isthmus-latency-") as folder:
         count = 0
 
-        def build(kept: Mapping[str, Sequence[int]]) -> Callable[[], Runner]:
+        def build(kept: Mapping[str, Sequence[int]]) -> Path:
             nonlocal count
             count += 1
             narrowed = study.network.with_model(narrow_model(study.network.model, study.sites, kept))
-            path = export_network(narrowed, study.engine, Path(folder) / str(count))
-            return lambda: load_runner(study.engine, path)
+            return export_network(narrowed, study.engine, Path(folder) / str(count))
+
+        def measure(
+            paths: Mapping[str, Path], batches: Sequence[Batch], rounds: int, progress: Callable[[int, int], None]
+        ) -> Mapping[str, Latency]:
+            return time_exported(paths, batches, engine=study.engine, rounds=rounds, progress=progress)
 
         table = latency_table(
             study.sites,
             build,
+            measure,
             held_out_batches(study, study.network),
             fingerprint=fingerprint(study.network),
             engine=study.engine,
@@ -134,7 +139,6 @@ def _latency_rate(study: Study, progress: Progress) -> Rate:
             seed=study.seed,
             progress=lambda done, total: progress("latency table", done, total),
         )
-    give_back()
     return table.rate(study.sites)
 
 
