@@ -1,0 +1,265 @@
+"""Blobs: coded matrices as bytes, each readable alone, none believed before it is checked.
+
+A blob is: version and scheme (1 byte each); the parts of the scheme; a CRC-32. Integers go through the entropy coder;
+tables of vectors and outliers are float16 as they are. The reader knows the matrix's shape from the model, so
+no length that a damaged file claims is ever allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from isthmus.errors import BadArtifact
+from isthmus.storage import entropy
+from isthmus.storage.coded import FINENESS, Codebook, Coded, Outliers, Product, Uniform
+from isthmus.storage.entropy import Contexts, Integers, Part, read_varint, varint
+
+VERSION = 1
+_SCHEMES: dict[type, int] = {Uniform: 0, Codebook: 1, Product: 2}
+COLUMNS = 32
+"""Columns that are read in one go; the context of the next ones is how large the integers of a row were in these."""
+CLASSES = 8
+"""Rows fall into so many classes, or one where telling them apart saves nothing."""
+
+_LARGEST = 60 * FINENESS  # scales from 2 ** -60 to 2 ** 60, so that nothing overflows
+
+Shape: TypeAlias = tuple[int, int]
+Halves: TypeAlias = npt.NDArray[np.float16]
+
+
+def pack(coded: Coded) -> bytes:
+    """Return a coded matrix as bytes.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be coded: no entries, or integers too far apart.
+    """
+    body = bytearray([VERSION, _SCHEMES[type(coded)]])
+    if isinstance(coded, Product):
+        body += varint(coded.left.shape[1])
+        for factor in (coded.left, coded.right):
+            inner = pack(factor)
+            body += varint(len(inner)) + inner
+    elif isinstance(coded, Uniform):
+        body += _grids(coded.scales)
+        body += _zeros(coded.zeros)
+        body += _integers(coded.integers)
+    else:
+        body += b"".join(varint(size) for size in coded.tables.shape) + _halves(coded.tables)
+        body += _grids(coded.scales)
+        body += _integers(coded.indices)
+    body += _outliers(coded.outliers)
+    return bytes(body) + struct.pack("<I", zlib.crc32(bytes(body)))
+
+
+def unpack(data: bytes, shape: Shape, *, depth: int = 0) -> Coded:
+    """Return the coded matrix that bytes hold.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        What the model expects.
+
+    Raises
+    ------
+    BadArtifact
+        If the bytes are truncated, changed, of a later version or not those of such a matrix.
+    """
+    if len(data) < 6 or zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise _damaged("its checksum does not match")
+    if data[0] > VERSION:
+        raise BadArtifact(f"coded matrix: written by a newer isthmus (version {data[0]}); upgrade isthmus")
+    reader = _Reader(data[:-4], at=2)
+    scheme = next((kind for kind, number in _SCHEMES.items() if number == data[1]), None)
+    if data[0] < 1 or scheme is None or (scheme is Product and depth):
+        raise _damaged(f"version {data[0]}, scheme {data[1]}")
+    coded: Coded = _READERS[scheme](reader, shape)
+    if reader.left:
+        raise _damaged(f"{reader.left} bytes are left over")
+    return coded
+
+
+def _read_product(reader: _Reader, shape: Shape) -> Product:
+    rank = reader.number(least=1, most=min(shape))
+    left, right = (
+        unpack(reader.take(reader.number(least=6)), inner, depth=1) for inner in ((shape[0], rank), (rank, shape[1]))
+    )
+    assert not isinstance(left, Product)
+    assert not isinstance(right, Product)
+    return Product(left, right, _read_outliers(reader, shape))
+
+
+def _read_uniform(reader: _Reader, shape: Shape) -> Uniform:
+    scales = _read_grids(reader, shape, least=1)
+    grid = (scales[0].shape[0], scales[0].shape[1])
+    zeros = _read_integers(reader, grid) if reader.number(most=1) else None
+    integers = _read_integers(reader, shape)
+    return Uniform(integers, scales, zeros, _read_outliers(reader, shape))
+
+
+def _read_codebook(reader: _Reader, shape: Shape) -> Codebook:
+    down, across = reader.number(least=1, most=shape[0]), reader.number(least=1, most=shape[1])
+    entries, size = reader.number(least=1, most=entropy.MOST_SYMBOLS), reader.number(least=1, most=shape[1])
+    if shape[1] % size or across > shape[1] // size:
+        raise _damaged(f"vectors of {size} in {across} blocks do not fill {shape[1]} columns")
+    tables = reader.halves((down, across, entries, size))
+    scales = _read_grids(reader, shape)
+    indices = _read_integers(reader, (shape[0], shape[1] // size))
+    if indices.min() < 0 or indices.max() >= entries:
+        raise _damaged(f"an index is not below {entries}")
+    return Codebook(tables, indices, scales, _read_outliers(reader, shape))
+
+
+_READERS: dict[type, Any] = {Uniform: _read_uniform, Codebook: _read_codebook, Product: _read_product}
+
+
+def _halves(array: Halves) -> bytes:
+    return array.astype("<f2").tobytes()
+
+
+def _grids(scales: tuple[Integers, ...]) -> bytes:
+    head = varint(len(scales))
+    return head + b"".join(varint(grid.shape[0]) + varint(grid.shape[1]) + _integers(grid) for grid in scales)
+
+
+def _read_grids(reader: _Reader, shape: Shape, least: int = 0) -> tuple[Integers, ...]:
+    grids = []
+    for _ in range(reader.number(least=least, most=2)):
+        size = reader.number(least=1, most=shape[0]), reader.number(least=1, most=shape[1])
+        grid = _read_integers(reader, size)
+        if grid.min() < -_LARGEST or grid.max() > _LARGEST:
+            raise _damaged("a scale is beyond all bounds")
+        grids.append(grid)
+    return tuple(grids)
+
+
+def _zeros(zeros: Integers | None) -> bytes:
+    return b"\0" if zeros is None else b"\1" + _integers(zeros)
+
+
+def _outliers(outliers: Outliers | None) -> bytes:
+    if outliers is None or not len(outliers.places):
+        return varint(0)
+    gaps = np.diff(outliers.places, prepend=-1) - 1
+    return varint(len(gaps)) + b"".join(varint(gap) for gap in gaps.tolist()) + _halves(outliers.values)
+
+
+def _read_outliers(reader: _Reader, shape: Shape) -> Outliers | None:
+    count = reader.number(most=math.prod(shape))
+    if not count:
+        return None
+    if count > reader.left:  # a gap takes a byte at least
+        raise _damaged(f"{count} outliers do not fit")
+    gaps = np.array([reader.number() for _ in range(count)], dtype=np.int64)
+    places = np.cumsum(gaps + 1) - 1
+    if places[-1] >= math.prod(shape):
+        raise _damaged("an outlier lies outside the matrix")
+    return Outliers(places, reader.halves((count,)))
+
+
+def _integers(matrix: Integers) -> bytes:
+    """Return a matrix of integers as a stream, with or without classes of rows, whichever is shorter."""
+    plain = entropy.encode(_plain_parts(matrix))
+    edges = _edges(matrix)
+    if len(edges):
+        classed = entropy.encode(_classed_parts(matrix, edges))
+        head = b"".join(varint(edge) for edge in (len(edges), *edges))
+        if len(head) + len(classed) < len(plain) + 1:
+            return head + varint(len(classed)) + classed
+    return varint(0) + varint(len(plain)) + plain
+
+
+def _plain_parts(matrix: Integers) -> list[Part]:
+    return [(matrix.ravel(), np.zeros(matrix.size, dtype=np.uint8))]
+
+
+def _classed_parts(matrix: Integers, edges: list[int]) -> list[Part]:
+    parts: list[Part] = []
+    total = np.zeros(len(matrix), dtype=np.int64)
+    for start in range(0, matrix.shape[1], COLUMNS):
+        block = matrix[:, start : start + COLUMNS]
+        parts.append((block.ravel(), _contexts(total, start, edges, block.shape[1])))
+        total += _magnitude(block)
+    return parts
+
+
+def _contexts(total: npt.NDArray[np.int64], seen: int, edges: list[int], columns: int) -> Contexts:
+    """Return the context of each entry of the next columns: the class of its row, by the ``seen`` columns before."""
+    if not seen or not edges:
+        return np.zeros(len(total) * columns, dtype=np.uint8)
+    return np.repeat(1 + np.searchsorted(edges, _activity(total, seen), side="right"), columns).astype(np.uint8)
+
+
+def _magnitude(block: Integers) -> npt.NDArray[np.int64]:
+    total: npt.NDArray[np.int64] = np.abs(block.astype(np.int64)).sum(1)
+    return total
+
+
+def _activity(total: npt.NDArray[np.int64], seen: int) -> npt.NDArray[np.int64]:
+    """Return the mean magnitude of each row in 256ths; whole numbers, for every machine must find the same."""
+    return 256 * total // seen
+
+
+def _edges(matrix: Integers) -> list[int]:
+    """Return what separates the classes of rows: quantiles of their activity."""
+    if matrix.shape[1] <= COLUMNS:
+        return []
+    shares = np.quantile(_activity(_magnitude(matrix), matrix.shape[1]), np.arange(1, CLASSES) / CLASSES)
+    return [int(edge) for edge in np.unique(np.floor(shares)).tolist() if edge > 0]
+
+
+def _read_integers(reader: _Reader, shape: Shape) -> Integers:
+    edges = [reader.number() for _ in range(reader.number(most=CLASSES - 1))]
+    if edges != sorted(edges):
+        raise _damaged("the classes of rows are not in order")
+    decoder = entropy.Decoder(reader.take(reader.number()), math.prod(shape))
+    matrix = np.empty(shape, dtype=np.int32)
+    total = np.zeros(shape[0], dtype=np.int64)
+    step = COLUMNS if edges else shape[1]
+    for start in range(0, shape[1], step):
+        columns = min(step, shape[1] - start)
+        block = decoder.take(_contexts(total, start, edges, columns)).reshape(-1, columns)
+        matrix[:, start : start + columns] = block
+        total += _magnitude(block)
+    decoder.close()
+    return matrix
+
+
+class _Reader:
+    """Reads from the front of a blob, and never behind its end."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self.data, self.at = data, at
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.at
+
+    def number(self, *, least: int = 0, most: int = 1 << 34) -> int:
+        found, self.at = read_varint(self.data, self.at, len(self.data))
+        if not least <= found <= most:
+            raise _damaged(f"{found} where {least} to {most} is possible")
+        return found
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise _damaged(f"{count} bytes are announced and {self.left} left")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def halves(self, shape: tuple[int, ...]) -> Halves:
+        array = np.frombuffer(self.take(2 * math.prod(shape)), dtype="<f2").reshape(shape)
+        if not np.isfinite(array).all():
+            raise _damaged("a scale or table is not finite")
+        return array.astype(np.float16)
+
+
+def _damaged(reason: str) -> BadArtifact:
+    return BadArtifact(f"coded matrix: truncated or damaged ({reason}); restore the file or narrow the network again")
