@@ -77,8 +77,9 @@ class Schedule:
 
 SCHEDULES = {
     "faster": Schedule(steps=150),
-    "fast": Schedule(steps=300, share=0.03, weight_rate=5e-5),
-    "full": Schedule(steps=800, weight_rate=5e-5, gate_rate=0.03),
+    # Gradients of weights keep more activations: fewer texts in a batch hold them to the same memory.
+    "fast": Schedule(steps=300, share=0.03, weight_rate=5e-5, batch=40),
+    "full": Schedule(steps=800, weight_rate=5e-5, gate_rate=0.03, batch=40),
 }
 
 
@@ -134,19 +135,22 @@ class _Training:
         if self.vocabulary is not None:
             groups.append({"params": [self.vocabulary.logit], "lr": schedule.gate_rate})
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
-        weights = [p for p in self.student.model.parameters() if p.requires_grad]
+        given = {id(parameter) for parameter in calibration.network.model.parameters()}
+        weights = [p.requires_grad_(True) for p in self.student.model.parameters() if id(p) not in given]
         self.weights = torch.optim.AdamW(weights, lr=schedule.weight_rate, weight_decay=0) if weights else None
 
     def _student(self, network: Network) -> Network:
         model = network.model
         if self.schedule.weight_rate > 0:
-            model = copy.deepcopy(model).requires_grad_(True)
+            # The word embeddings are half of a small encoder, of which a batch touches a few rows: not worth a copy
+            # with its moments in memory.
             tables = [
-                part.parameter for site in self.calibration.sites if site.name == VOCABULARY for part in site.slices
+                model.get_parameter(part.parameter)
+                for site in self.calibration.sites
+                if site.name == VOCABULARY
+                for part in site.slices
             ]
-            for name in tables:
-                # Half of a small encoder, of which a batch touches a few rows: not worth its moments in memory.
-                model.get_parameter(name).requires_grad_(False)
+            model = copy.deepcopy(model, {id(table): table for table in tables})
         return network.with_model(model)
 
     def _batches(self) -> list[list[str]]:
