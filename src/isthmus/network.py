@@ -36,6 +36,8 @@ class Network:
         The folder it was read from.
     record : mapping
         What ``isthmus.json`` says of a narrowed network; empty for an original.
+    codes : mapping of str to bytes
+        Weights that are coded on disk, by name of the parameter; the model holds what they decode to.
     """
 
     name: str
@@ -46,10 +48,11 @@ class Network:
     max_length: int = 256
     source: Path | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    codes: Mapping[str, bytes] = field(default_factory=dict)
 
     def with_model(self, model: nn.Module, tokenizer: Any = None) -> Network:
-        """Return the same network around another model (and tokenizer)."""
-        return replace(self, model=model, tokenizer=self.tokenizer if tokenizer is None else tokenizer)
+        """Return the same network around another model (and tokenizer), whose weights are not coded."""
+        return replace(self, model=model, tokenizer=self.tokenizer if tokenizer is None else tokenizer, codes={})
 
 
 def tokenize(network: Network, texts: Sequence[str], *, multiple: int | None = None) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 from isthmus.errors import BadArtifact, BadInput
 from isthmus.network import Network
 from isthmus.storage.files import canonical, existing_parent, sha256, sync, write_atomic, writing
+from isthmus.storage.holders import write_coded
 from isthmus.storage.weights import WEIGHTS_FILE, check_weight_files, check_weights, weight_files
 
 RECORD_FILE = "isthmus.json"
@@ -105,7 +106,9 @@ def _write_network(network: Network, place: Path) -> None:
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
     config.pop("_name_or_path", None)
-    narrowing = describe_narrowing(model)
+    if network.codes:
+        write_coded(place / WEIGHTS_FILE, network.codes)
+    narrowing = describe_narrowing(model, coded={name: len(code) for name, code in network.codes.items()})
     if narrowing is not None:
         config["quantization_config"] = narrowing
     config_file.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")

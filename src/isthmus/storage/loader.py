@@ -1,7 +1,8 @@
 """The loader: lets plain transformers open what isthmus saved, through its extension point for quantizers.
 
-Nothing is quantized. A quantizer is told of the model after it is built and before its weights load, which is just
-where the modules of a narrowed network must become smaller.
+A quantizer is told of the model after it is built and before its weights load, which is just where the modules of a
+narrowed network must become smaller, and again afterwards, when coded weights are decoded. The model then computes with
+plain weights: what is saved is bytes on disk.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from isthmus.storage.holders import resolve_coded
 from isthmus.storage.narrowing import METHOD, VERSION, apply_narrowing
 
 
@@ -27,6 +29,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         Parameter name, after layers are removed, to its shape.
     attributes : dict
         Module path to integer attributes.
+    coded : dict or None
+        Parameter name to the bytes of its code in the weight file; None where weights are plain.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         layers: dict[str, Any] | None = None,
         shapes: dict[str, list[int]] | None = None,
         attributes: dict[str, dict[str, int]] | None = None,
+        coded: dict[str, int] | None = None,
         quant_method: str = METHOD,
         **unknown: Any,
     ) -> None:
@@ -49,6 +54,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.layers = layers
         self.shapes = shapes or {}
         self.attributes = attributes or {}
+        if coded is not None:
+            self.coded = coded
 
 
 class IsthmusQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -60,7 +67,10 @@ class IsthmusQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        # The weights are plain ones: casting, training and moving are all allowed.
+        resolve_coded(model)
+        # From here on the weights are plain ones, also for whoever saves the model: casting, training and moving are
+        # all allowed.
+        vars(self.quantization_config).pop("coded", None)
         model.is_quantized = False
         return model
 

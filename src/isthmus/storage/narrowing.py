@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from isthmus.errors import BadArtifact, UnsupportedNetwork
+from isthmus.storage.holders import expect_coded
 
 METHOD = "isthmus"
-VERSION = 1
+VERSION = 2  # 2: weights may be coded
 
 # Attributes that say the shape of a parameter: they follow from it and are not written down.
 _FROM_SHAPES = {"in_features", "out_features", "num_embeddings", "embedding_dim"}
@@ -30,7 +31,11 @@ def built(model: nn.Module) -> nn.Module:
     return skeleton
 
 
-def describe_narrowing(model: nn.Module, layers: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any] | None:
+def describe_narrowing(
+    model: nn.Module,
+    layers: Mapping[str, Sequence[int]] | None = None,
+    coded: Mapping[str, int] | None = None,
+) -> dict[str, Any] | None:
     """Describe how a narrowed transformers model differs from the one its config builds.
 
     Parameters
@@ -40,6 +45,8 @@ def describe_narrowing(model: nn.Module, layers: Mapping[str, Sequence[int]] | N
     layers : mapping of str to sequence of int, optional
         For a module list that lost layers, which of the built layers stay. By default read from the layers' own
         index; needed only where layers have none and are not alike.
+    coded : mapping of str to int, optional
+        Bytes of the weights that are coded in the file, by name of the parameter.
 
     Returns
     -------
@@ -52,7 +59,9 @@ def describe_narrowing(model: nn.Module, layers: Mapping[str, Sequence[int]] | N
         If the difference is not one of layers, shapes and integer attributes.
     """
     skeleton = built(model)
-    description: dict[str, Any] = {"quant_method": METHOD, "version": VERSION, "layers": None}
+    # What needs nothing newer says so, and older releases open it.
+    version = VERSION if coded else 1
+    description: dict[str, Any] = {"quant_method": METHOD, "version": version, "layers": None}
     removed = _removed_layers(skeleton, model, dict(layers or {}))
     if removed is not None:
         description["layers"] = removed
@@ -65,10 +74,12 @@ def describe_narrowing(model: nn.Module, layers: Mapping[str, Sequence[int]] | N
         name: list(tensor.shape) for name, tensor in new.items() if tensor.shape != old[name].shape
     }
     description["attributes"] = _changed_attributes(skeleton, model)
-    if not (description["layers"] or description["shapes"] or description["attributes"]):
+    if coded:
+        description["coded"] = dict(coded)
+    elif not (description["layers"] or description["shapes"] or description["attributes"]):
         return None
     try:
-        apply_narrowing(skeleton, {**description, "layers": None}, type(skeleton).__name__)
+        apply_narrowing(skeleton, {**description, "layers": None, "coded": None}, type(skeleton).__name__)
     except BadArtifact as error:
         raise UnsupportedNetwork(f"network: cannot be described by its config; {error}") from None
     return description
@@ -145,7 +156,7 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
         raise BadArtifact(f"config.json: quantization_config has version {version!r}; narrow the network again")
     if version > VERSION:
         raise BadArtifact(f"config.json: written by a newer isthmus (version {version}); upgrade isthmus")
-    parts = {name: description.get(name) or {} for name in ("layers", "shapes", "attributes")}
+    parts = {name: description.get(name) or {} for name in ("layers", "shapes", "attributes", "coded")}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise _misfit(f"{name} is not a table")
@@ -167,6 +178,9 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
         _narrow_unsaved(model, prefix, touched)
     _set_attributes(model, parts["attributes"], prefix, strict)
     _refresh(model)
+    if parts["coded"]:
+        known = _parameters(model)
+        expect_coded(model, parts["coded"], lambda name: _find(name, known, prefix))
 
 
 def _misfit(reason: str) -> BadArtifact:

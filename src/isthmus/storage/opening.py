@@ -118,7 +118,8 @@ def _from_folder(folder: Path, name: str) -> Network:
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
     from isthmus.storage.artifact import verify_artifact
-    from isthmus.storage.weights import check_weight_files, check_weights
+    from isthmus.storage.holders import read_codes
+    from isthmus.storage.weights import WEIGHTS_FILE, check_weight_files, check_weights
 
     raw = _read_json(folder / "config.json")
     if "model_type" not in raw:
@@ -145,7 +146,9 @@ def _from_folder(folder: Path, name: str) -> Network:
         parameter.data = parameter.data.clone()
     if classifier:
         pooling, normalize = "logits", False
-    return Network(name, model.eval(), tokenizer, pooling, normalize, length, folder, record)
+    coded = (raw.get("quantization_config") or {}).get("coded") or {}
+    codes = read_codes(folder / WEIGHTS_FILE, coded) if coded else {}
+    return Network(name, model.eval(), tokenizer, pooling, normalize, length, folder, record, codes)
 
 
 def _sentence_settings(folder: Path, config: Mapping[str, Any]) -> tuple[str, bool, int]:
