@@ -66,7 +66,7 @@ TAMPERED = {
     "attribute name": lambda q: q["attributes"]["encoder.layer.0.attention.self"].update(forward=1),
     "attribute table": lambda q: q["attributes"].update({"encoder.layer.0": 3}),
     "module": lambda q: q["attributes"].update({"decoder": {"size": 3}}),
-    "version": lambda q: q.update(version=2),
+    "version": lambda q: q.update(version=3),
     "no version": lambda q: q.update(version=None),
     "field": lambda q: q.update(other=1),
 }

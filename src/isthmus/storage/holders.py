@@ -43,10 +43,10 @@ class Holder(nn.Module):
         self.weight_coded = nn.Parameter(torch.empty(size, dtype=torch.uint8, device=device), requires_grad=False)
         self.register_parameter("bias", getattr(held, "bias", None))
         # transformers draws weights that a file does not have, also through the modules around this one.
-        held.weight._is_hf_initialized = True  # type: ignore[union-attr]
+        held.weight._is_hf_initialized = True  # type: ignore[attr-defined]
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> torch.Tensor:
         """The weight that is not there yet: its shape only."""
         return self.held[0].weight
 

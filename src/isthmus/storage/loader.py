@@ -70,7 +70,8 @@ class IsthmusQuantizer(HfQuantizer):  # type: ignore[misc]
         resolve_coded(model)
         # From here on the weights are plain ones, also for whoever saves the model: casting, training and moving are
         # all allowed.
-        vars(self.quantization_config).pop("coded", None)
+        if hasattr(self.quantization_config, "coded"):
+            del self.quantization_config.coded
         model.is_quantized = False
         return model
 
