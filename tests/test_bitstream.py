@@ -63,6 +63,17 @@ def test_bytes_and_back(name, seed, rows, columns):
     assert pack(again) == data
 
 
+@pytest.mark.parametrize("far", [6, 7, 8, 300, 2046, 2047, 2048, 100_000])
+def test_a_few_large_integers_do_not_widen_the_table(far):
+    integers = uniform(0, 200, 64).integers
+    held = len(pack(Uniform(integers, (exponents_of([[1]]),))))
+    integers[3, 5], integers[7, 0] = far, -far
+    coded = Uniform(integers, (exponents_of([[1]]),))
+    data = pack(coded)
+    np.testing.assert_array_equal(decode(unpack(data, coded.shape)), integers)
+    assert len(data) < held + 60
+
+
 def test_a_uniform_code_is_integers_times_scales():
     integers = np.arange(12, dtype=np.int32).reshape(2, 6)
     grid = exponents_of([[1, 2], [4, 8]])

@@ -27,6 +27,8 @@ COLUMNS = 32
 CLASSES = 8
 """Rows fall into so many classes, or one where telling them apart saves nothing."""
 
+_BOUNDS = (7, 15, 31, 63, 127, 255, 511, 1023, 2047)
+_FARTHEST = 1 << 29
 _LARGEST = 60 * FINENESS  # scales from 2 ** -60 to 2 ** 60, so that nothing overflows
 
 Shape: TypeAlias = tuple[int, int]
@@ -165,15 +167,40 @@ def _read_outliers(reader: _Reader, shape: Shape) -> Outliers | None:
 
 
 def _integers(matrix: Integers) -> bytes:
-    """Return a matrix of integers as a stream, with or without classes of rows, whichever is shorter."""
-    plain = entropy.encode(_plain_parts(matrix))
-    edges = _edges(matrix)
+    """Return a matrix of integers as a stream, with or without classes of rows, whichever is shorter.
+
+    What is beyond a bound is coded as the bound; by how much it is beyond comes after the stream.
+    """
+    bound = _bound(matrix)
+    within = np.clip(matrix, -bound, bound)
+    beyond = np.abs(matrix[np.abs(matrix) >= bound].astype(np.int64)) - bound
+    tail = varint(bound) + b"".join(varint(number) for number in beyond.tolist())
+    plain = entropy.encode(_plain_parts(within))
+    edges = _edges(within)
     if len(edges):
-        classed = entropy.encode(_classed_parts(matrix, edges))
+        classed = entropy.encode(_classed_parts(within, edges))
         head = b"".join(varint(edge) for edge in (len(edges), *edges))
         if len(head) + len(classed) < len(plain) + 1:
-            return head + varint(len(classed)) + classed
-    return varint(0) + varint(len(plain)) + plain
+            return head + varint(len(classed)) + classed + tail
+    return varint(0) + varint(len(plain)) + plain + tail
+
+
+def _bound(matrix: Integers) -> int:
+    """Return the bound that makes the stream shortest: a wide alphabet takes a long table."""
+    most = int(np.abs(matrix).max()) + 1
+    bounds = [bound for bound in _BOUNDS if bound < most] + ([most] if most <= _BOUNDS[-1] else [])
+    if len(bounds) == 1:
+        return bounds[0]
+    counts = np.bincount(np.abs(matrix).ravel())
+
+    def size(bound: int) -> float:
+        within = counts[: bound + 1].copy()
+        within[-1] += counts[bound + 1 :].sum()
+        # Either sign is as likely, and each number beyond takes two bytes or so.
+        both = np.concatenate([within[:0:-1] / 2, within]).astype(np.int64)
+        return entropy.coded_bytes(both[None, :]) + 2 * float(within[-1])
+
+    return min(bounds, key=size)
 
 
 def _plain_parts(matrix: Integers) -> list[Part]:
@@ -229,6 +256,11 @@ def _read_integers(reader: _Reader, shape: Shape) -> Integers:
         matrix[:, start : start + columns] = block
         total += _magnitude(block)
     decoder.close()
+    bound = reader.number(least=1, most=_BOUNDS[-1])
+    over = np.abs(matrix) >= bound
+    beyond = [reader.number(most=_FARTHEST) for _ in range(int(over.sum()))]
+    if beyond:
+        matrix[over] += np.sign(matrix[over]) * np.array(beyond, dtype=np.int32)
     return matrix
 
 
