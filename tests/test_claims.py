@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from claims import vtrans
 from claims.__main__ import PAGE, RESULTS, main
 from claims.attention import closed_against_kept, closed_shares
 from claims.common import Ledger, Point, point_of, points_for, run_points
+from claims.data import encoder_task, why_not
 from claims.tables import read_results, render, score, score_table, write_table
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, attention, budget, check_equal, efforts, judge, ordering
 
 from isthmus.errors import BadInput
+from isthmus.tasks.data import data_folder
 
 ORIGINAL = 1000
 SHARES = (0.75, 0.5, 0.25, 0.1)
@@ -208,6 +211,20 @@ def test_page_is_up_to_date() -> None:
 def test_unknown_claim_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vtran"]) == 2
     assert capsys.readouterr().err == "unknown claim 'vtran'; the claims are vtrans\n"
+
+
+@pytest.mark.skipif(why_not(*vtrans.NEEDS) is not None, reason=str(why_not(*vtrans.NEEDS)))
+def test_what_is_chosen_on_validation_pairs_never_sees_the_dev_set() -> None:
+    folder = data_folder()
+    assert folder is not None
+    judged, chosen = encoder_task(folder), encoder_task(folder, validation=True)
+    dev = set(judged.held_out.passages)
+    assert not dev & {*judged.train, *chosen.train}
+    assert not set(chosen.held_out.passages) & set(chosen.train)
+    assert len(chosen.held_out.scores) == 1000
+    assert set(chosen.held_out.passages) <= set(judged.train)
+    assert not judged.pairs
+    assert not chosen.pairs
 
 
 def test_missing_data_says_why_it_is_skipped(
