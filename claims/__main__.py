@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--validation", action="store_true", help="score on pairs held out of STS-B train; kept under build/validation"
     )
+    options.add_argument(
+        "--join", nargs="+", type=Path, metavar="FOLDER", help="run nothing: add the points that other runs left there"
+    )
     options.add_argument("--out", type=Path, metavar="FOLDER", help="where the results are (claims/results)")
     return options
 
@@ -80,6 +83,16 @@ def _run_vtrans(options: argparse.Namespace, out: Path) -> None:
     methods = options.methods or (["vib", "magnitude", "random"] if quick else vtrans.METHODS)
     for method in methods:
         get(method)
+    if options.join:
+        vtrans.join(
+            out,
+            [folder / out.name for folder in options.join],
+            methods=methods,
+            shares=options.shares or SHARES,
+            seeds=options.seeds or SEEDS,
+            effort=options.effort,
+        )
+        return
     vtrans.run(
         out,
         model=options.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -274,6 +275,35 @@ def run(
         say(f"{part['name']}: {part['verdict']} ({part['summary']})")
     say(f"{SLUG}: {concluded['verdict']}")
     return str(concluded["verdict"])
+
+
+def join(
+    out: Path,
+    parts: Sequence[Path],
+    *,
+    methods: Sequence[str],
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    effort: str,
+) -> str:
+    """Put the points of runs that went side by side into ``out``, beside those it holds, and return the verdict.
+
+    Raises
+    ------
+    BadInput
+        If a part is missing, or was made with other versions, data, weights or steps.
+    """
+    missing = [str(part) for part in parts if not part.is_file()]
+    if missing:
+        raise BadInput(f"{missing[0]}: no such file; give the folders that were given as --out")
+    found = json.loads(parts[0].read_text(encoding="utf-8"))
+    head = {name: found[name] for name in ("slug", "claim", "experiment", "record", "attention")}
+    conclude = _concluding(wanted_points(methods, shares, seeds, effort), head["attention"], effort)
+    ledger = Ledger(out, head, conclude)
+    for part in parts:
+        ledger.outcomes += [one for one in Ledger(part, head, conclude).outcomes if not ledger.done(point_of(one))]
+    ledger.write()
+    return str(ledger.conclude(ledger.outcomes)["verdict"])
 
 
 def _concluding(

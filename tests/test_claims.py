@@ -227,6 +227,23 @@ def test_what_is_chosen_on_validation_pairs_never_sees_the_dev_set() -> None:
     assert not chosen.pairs
 
 
+def test_runs_side_by_side_are_joined(tmp_path: Path) -> None:
+    whole = json.loads((RESULTS / "vtrans.json").read_text())
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        points = [point for point in whole["points"] if point["seed"] == seed]
+        (tmp_path / name / "vtrans.json").write_text(json.dumps({**whole, "points": points}))
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    for _ in range(2):  # a second time adds nothing
+        assert main(["--join", *folders, "--out", str(tmp_path / "out")]) == 0
+        joined = json.loads((tmp_path / "out" / "vtrans.json").read_text())
+        known = [point for point in whole["points"] if point["seed"] in (0, 1)]
+        assert sorted(map(json.dumps, joined["points"])) == sorted(map(json.dumps, known))
+    (tmp_path / "b" / "vtrans.json").write_text(json.dumps({**whole, "record": {**whole["record"], "steps": 1}}))
+    assert main(["--join", *folders, "--out", str(tmp_path / "out")]) == 2
+    assert main(["--join", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+
+
 def test_missing_data_says_why_it_is_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
