@@ -10,7 +10,7 @@ from isthmus.errors import BadInput, IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "claims" / "results", ROOT / "docs" / "claims.md"
-QUICK = ROOT / "build" / "claims"
+QUICK, VALIDATION = ROOT / "build" / "claims", ROOT / "build" / "validation"
 CLAIMS = ("vtrans",)
 
 
@@ -39,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--methods", type=_words, help="vib and all others (quick: vib,magnitude,random)")
     options.add_argument("--effort", default="faster", choices=("faster", "fast", "full"), help="of the gates")
     options.add_argument("--no-efforts", action="store_true", help="leave out the gates trained in full at 50 %%")
+    options.add_argument(
+        "--validation", action="store_true", help="score on pairs held out of STS-B train; kept under build/validation"
+    )
+    options.add_argument(
+        "--join", nargs="+", type=Path, metavar="FOLDER", help="run nothing: add the points that other runs left there"
+    )
     options.add_argument("--out", type=Path, metavar="FOLDER", help="where the results are (claims/results)")
     return options
 
@@ -46,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parser().parse_args(arguments)
-    results = options.out or (QUICK if options.quick else RESULTS)
+    results = options.out or (VALIDATION if options.validation else QUICK if options.quick else RESULTS)
     from claims.tables import write_table
 
     if options.table:
@@ -77,6 +83,16 @@ def _run_vtrans(options: argparse.Namespace, out: Path) -> None:
     methods = options.methods or (["vib", "magnitude", "random"] if quick else vtrans.METHODS)
     for method in methods:
         get(method)
+    if options.join:
+        vtrans.join(
+            out,
+            [folder / out.name for folder in options.join],
+            methods=methods,
+            shares=options.shares or SHARES,
+            seeds=options.seeds or SEEDS,
+            effort=options.effort,
+        )
+        return
     vtrans.run(
         out,
         model=options.model,
@@ -86,6 +102,7 @@ def _run_vtrans(options: argparse.Namespace, out: Path) -> None:
         steps=options.steps or (20 if quick else STEPS),
         effort=options.effort,
         with_efforts=not (options.no_efforts or quick),
+        validation=options.validation,
     )
 
 

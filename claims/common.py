@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isthmus.allocation.problem import Problem
-from isthmus.allocation.solver import allocate
 from isthmus.cost.measure import count_parameters
 from isthmus.cost.rates import Rate
 from isthmus.errors import BadInput, IsthmusError
 from isthmus.flow.efforts import recipe_for
-from isthmus.flow.planning import estimate
+from isthmus.flow.planning import allocate_lasting, estimate
 from isthmus.flow.record import versions
 from isthmus.flow.study import Study, cut, fingerprint, original_rates, rates_for, start_study
 from isthmus.flow.verifying import measure_quality
@@ -28,7 +26,7 @@ from isthmus.recovery.recipe import Recipe
 from isthmus.recovery.teacher import teacher_outputs
 from isthmus.recovery.train import recover
 from isthmus.relevance.calibrate import vocabulary_relevance
-from isthmus.relevance.estimator import LASTING, Relevance
+from isthmus.relevance.estimator import Relevance
 from isthmus.relevance.probe import measure_network
 from isthmus.relevance.registry import get
 from isthmus.storage.files import write_atomic
@@ -193,14 +191,10 @@ class Workbench:
 
     def decide(self, point: Point) -> tuple[dict[str, tuple[int, ...]], dict[str, float], float]:
         """Return the kept units by site, the seconds of relevance and of allocation, and the predicted distortion."""
-        import numpy as np
-
         relevance, seconds = self.relevance(point)
         started = time.monotonic()
-        finite = {name: np.where(np.isfinite(nats), nats, 0.0) for name, nats in relevance.nats.items()}
         limits = {"params": point.share * self.original["params"]}
-        problem = Problem(self.study.sites, finite, self.rates, limits, self.original, lasting=LASTING)
-        allocation = allocate(problem)
+        allocation = allocate_lasting(self.study, relevance.nats, self.rates, limits, self.original)
         spent = {"relevance": seconds, "allocation": time.monotonic() - started}
         return allocation.kept, spent, float(sum(allocation.distortion.values()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from isthmus.tasks import Task, load_task
 from isthmus.tasks.data import data_folder
 from isthmus.tasks.passages import clean_passages
 from isthmus.tasks.tables import read_table
-from isthmus.tasks.task import fingerprint
+from isthmus.tasks.task import HeldOut, fingerprint
+
+VALIDATION_PAIRS = 1000
 
 
 def why_not(*parts: str) -> str | None:
@@ -28,14 +31,28 @@ def encoder_texts(folder: Path) -> list[str]:
     return clean_passages(sentences, "texts")
 
 
-def encoder_task(folder: Path) -> Task:
+def encoder_task(folder: Path, *, validation: bool = False) -> Task:
     """Return the task of the encoder claims: STS-B, scored on its dev set, trained on unlabelled text only.
 
     Texts are the training sentences of STS-B and those of SST-2, less what is held out. The scores of the training
     pairs are left out, so that no recovery can use them.
+
+    Parameters
+    ----------
+    validation : bool
+        Score on 1,000 pairs of STS-B train instead, which are then held out: what is chosen is chosen on these.
     """
     stsb = load_task(f"sts:{folder / 'stsb'}")
-    held = set(stsb.held_out.passages)
-    train = tuple(dict.fromkeys((*stsb.train, *(text for text in encoder_texts(folder) if text not in held))))
-    digest = fingerprint(stsb.kind, train, stsb.held_out, (), (), ())
-    return replace(stsb, name="sts:stsb with SST-2", train=train, pairs=(), fingerprint=digest)
+    held_out = stsb.held_out
+    if validation:
+        dev = set(held_out.passages)  # some sentences of train come again in dev
+        unseen = [pair for pair in stsb.pairs if pair[0] not in dev and pair[1] not in dev]
+        pairs = random.Random(7).sample(unseen, VALIDATION_PAIRS)
+        left, right, scores = (tuple(column) for column in zip(*pairs, strict=True))
+        held_out = HeldOut(left=left, right=right, scores=scores)
+    held = {*stsb.held_out.passages, *held_out.passages}
+    own = [text for text in stsb.train if text not in held] if validation else stsb.train
+    train = tuple(dict.fromkeys((*own, *(text for text in encoder_texts(folder) if text not in held))))
+    name = "sts:stsb with SST-2" + (", validation" if validation else "")
+    digest = fingerprint(stsb.kind, train, held_out, (), (), ())
+    return replace(stsb, name=name, train=train, held_out=held_out, pairs=(), fingerprint=digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from claims.attention import attention_masses, closed_against_kept, closed_shares
 from claims.common import TOLERANCE, Ledger, Outcome, Point, Say, Workbench, point_of, points_for, run_points
-from claims.data import encoder_task, why_not
+from claims.data import VALIDATION_PAIRS, encoder_task, why_not
 from claims.tables import scores
 from isthmus.errors import BadInput
 from isthmus.storage.opening import open as open_network
@@ -35,14 +36,15 @@ HOLDS, MIXED, FAILS, UNTESTED = "holds", "mixed", "does not hold", "not tested"
 Part = dict[str, Any]
 
 
-def experiment(steps: int, effort: str) -> str:
+def experiment(steps: int, effort: str, *, validation: bool = False) -> str:
     """Return what is done, in words."""
+    scored = f"{VALIDATION_PAIRS} pairs held out of STS-B train" if validation else "STS-B dev"
     return (
         "all-MiniLM-L6-v2, its vocabulary, width, heads, neurons and layers cut to a share of all its parameters. "
         f"Gates (effort `{effort}`) and the other estimators of relevance get the same texts, the same relevance of "
         f"the vocabulary, the same solver, the same measured parameters (within {TOLERANCE:.1%}) and the same {steps} "
         "steps of distillation from the original on unlabelled sentences (the training sentences of STS-B and "
-        "SST-2). The score is Spearman's correlation on STS-B dev, relative to the original's. Nothing is trained "
+        f"SST-2). The score is Spearman's correlation on {scored}, relative to the original's. Nothing is trained "
         "on it. What all methods share (losses, learning rates, how much a loss at each kind of site counts) was first "
         "chosen with its scores in view and then again, like the gates' schedule, on pairs held out of STS-B train."
     )
@@ -238,6 +240,7 @@ def run(
     steps: int,
     effort: str,
     with_efforts: bool,
+    validation: bool = False,
     say: Say = print,
 ) -> str:
     """Run the experiment, going on from what ``out`` holds, and return the verdict.
@@ -251,7 +254,7 @@ def run(
     missing = why_not(*NEEDS)
     if folder is None or missing:
         raise BadInput(f"{SLUG}: skipped, {missing}")
-    bench = Workbench(open_network(model), encoder_task(folder), steps=steps, say=say)
+    bench = Workbench(open_network(model), encoder_task(folder, validation=validation), steps=steps, say=say)
     held = bench.study.task.held_out.passages[:ATTENTION_TEXTS]
     masses = attention_masses(bench.study.network, held)
     points = points_for(methods, shares, seeds, effort)
@@ -260,7 +263,7 @@ def run(
     head = {
         "slug": SLUG,
         "claim": CLAIM,
-        "experiment": experiment(steps, effort),
+        "experiment": experiment(steps, effort, validation=validation),
         "record": bench.record(),
         "attention": masses,
     }
@@ -272,6 +275,35 @@ def run(
         say(f"{part['name']}: {part['verdict']} ({part['summary']})")
     say(f"{SLUG}: {concluded['verdict']}")
     return str(concluded["verdict"])
+
+
+def join(
+    out: Path,
+    parts: Sequence[Path],
+    *,
+    methods: Sequence[str],
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    effort: str,
+) -> str:
+    """Put the points of runs that went side by side into ``out``, beside those it holds, and return the verdict.
+
+    Raises
+    ------
+    BadInput
+        If a part is missing, or was made with other versions, data, weights or steps.
+    """
+    missing = [str(part) for part in parts if not part.is_file()]
+    if missing:
+        raise BadInput(f"{missing[0]}: no such file; give the folders that were given as --out")
+    found = json.loads(parts[0].read_text(encoding="utf-8"))
+    head = {name: found[name] for name in ("slug", "claim", "experiment", "record", "attention")}
+    conclude = _concluding(wanted_points(methods, shares, seeds, effort), head["attention"], effort)
+    ledger = Ledger(out, head, conclude)
+    for part in parts:
+        ledger.outcomes += [one for one in Ledger(part, head, conclude).outcomes if not ledger.done(point_of(one))]
+    ledger.write()
+    return str(ledger.conclude(ledger.outcomes)["verdict"])
 
 
 def _concluding(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,8 +22,6 @@ from isthmus.cost.predict import kept_counts, parameter_rate
 from isthmus.cost.rates import Rate, Term, presence
 from isthmus.errors import BadInput, UnreachableBudget
 from isthmus.sites.site import Site, Slice
-
-SECONDS = 5.0
 
 
 def tiny_problem(draw_int, *, shared_heads=False, two_widths=False, currencies=1):
@@ -198,11 +195,9 @@ def minilm_problem(minilm, shares, seed=0, **options):
     ],
     ids=str,
 )
-def test_minilm_is_quick_and_spends_the_budget(minilm, shares):
+def test_minilm_spends_the_budget(minilm, shares):
     problem = minilm_problem(minilm, shares)
-    start = time.perf_counter()
     allocation = allocate(problem)
-    assert time.perf_counter() - start < SECONDS
     check(problem, allocation)
     spent = {currency: allocation.rates[currency] / limit for currency, limit in problem.limits.items()}
     assert max(spent.values()) > 0.99

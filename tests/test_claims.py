@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from claims import vtrans
 from claims.__main__ import PAGE, RESULTS, main
 from claims.attention import closed_against_kept, closed_shares
 from claims.common import Ledger, Point, point_of, points_for, run_points
+from claims.data import encoder_task, why_not
 from claims.tables import read_results, render, score, score_table, write_table
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, attention, budget, check_equal, efforts, judge, ordering
 
 from isthmus.errors import BadInput
+from isthmus.tasks.data import data_folder
 
 ORIGINAL = 1000
 SHARES = (0.75, 0.5, 0.25, 0.1)
@@ -208,6 +211,37 @@ def test_page_is_up_to_date() -> None:
 def test_unknown_claim_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vtran"]) == 2
     assert capsys.readouterr().err == "unknown claim 'vtran'; the claims are vtrans\n"
+
+
+@pytest.mark.skipif(why_not(*vtrans.NEEDS) is not None, reason=str(why_not(*vtrans.NEEDS)))
+def test_what_is_chosen_on_validation_pairs_never_sees_the_dev_set() -> None:
+    folder = data_folder()
+    assert folder is not None
+    judged, chosen = encoder_task(folder), encoder_task(folder, validation=True)
+    dev = set(judged.held_out.passages)
+    assert not dev & {*judged.train, *chosen.train}
+    assert not set(chosen.held_out.passages) & set(chosen.train)
+    assert len(chosen.held_out.scores) == 1000
+    assert set(chosen.held_out.passages) <= set(judged.train)
+    assert not judged.pairs
+    assert not chosen.pairs
+
+
+def test_runs_side_by_side_are_joined(tmp_path: Path) -> None:
+    whole = json.loads((RESULTS / "vtrans.json").read_text())
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        points = [point for point in whole["points"] if point["seed"] == seed]
+        (tmp_path / name / "vtrans.json").write_text(json.dumps({**whole, "points": points}))
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    for _ in range(2):  # a second time adds nothing
+        assert main(["--join", *folders, "--out", str(tmp_path / "out")]) == 0
+        joined = json.loads((tmp_path / "out" / "vtrans.json").read_text())
+        known = [point for point in whole["points"] if point["seed"] in (0, 1)]
+        assert sorted(map(json.dumps, joined["points"])) == sorted(map(json.dumps, known))
+    (tmp_path / "b" / "vtrans.json").write_text(json.dumps({**whole, "record": {**whole["record"], "steps": 1}}))
+    assert main(["--join", *folders, "--out", str(tmp_path / "out")]) == 2
+    assert main(["--join", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
 
 
 def test_missing_data_says_why_it_is_skipped(

@@ -444,7 +444,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [*launch, str(port), str(script), str(tmp_path / "out")]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert ran.returncode == 0, ran.stderr
     student, teacher, kept = cut()
     recipe = replace(RECIPE, steps=6, relation=0.0, evaluate_every=3)

@@ -304,7 +304,7 @@ def test_write_to_nowhere_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_report_needs_no_torch() -> None:
     code = "import sys, isthmus.report; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 def browse(folder: Path, *flags: str, page: Path) -> subprocess.CompletedProcess[str]:
@@ -313,7 +313,7 @@ def browse(folder: Path, *flags: str, page: Path) -> subprocess.CompletedProcess
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
         "--hide-scrollbars", "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri(),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
 
 
 @needs_browser

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -584,10 +583,8 @@ def test_documentation_is_prose_in_a_fixed_order_without_importing(
 
 
 @pytest.mark.slow
-def test_all_documentation_is_read_in_seconds() -> None:
-    start = time.process_time()
+def test_all_documentation_is_read() -> None:
     passages = documentation_passages()
-    assert time.process_time() - start < 15
     assert 10_000 <= len(passages) <= 20_000
     assert any("immutable" in passage for passage in passages)  # the topics of Python are among them
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from isthmus.sites.site import Site
 
 Built = TypeVar("Built")
-Progress = Callable[[int, int], None]
+Said = Callable[[int, int], None]
+"""Takes the steps done and the steps in all."""
 
 TABLE_VERSION = 2  # 2: timed in a process of its own
 # What latency grows with; each is summed over the layers that stay.
@@ -115,7 +116,7 @@ def feature_terms(sites: Sequence[Site]) -> dict[str, tuple[Term, ...]]:
 def latency_table(
     sites: Sequence[Site],
     build: Callable[[dict[str, tuple[int, ...]]], Built],
-    measure: Callable[[Mapping[str, Built], Sequence[Batch], int, Progress], Mapping[str, Latency]],
+    measure: Callable[[Mapping[str, Built], Sequence[Batch], int, Said], Mapping[str, Latency]],
     batches: Sequence[Batch],
     *,
     fingerprint: str,
@@ -125,7 +126,7 @@ def latency_table(
     rounds: int = 5,
     max_batches: int = 6,
     seed: int = 0,
-    progress: Progress = lambda done, total: None,
+    progress: Said = lambda done, total: None,
 ) -> LatencyTable:
     """Time a few narrowed variants of a network on this machine and fit what its units cost.
 

@@ -14,7 +14,7 @@ from isthmus.allocation.problem import Problem
 from isthmus.allocation.reach import smallest_rates
 from isthmus.budget import parse_budget
 from isthmus.flow.efforts import recipe_for
-from isthmus.flow.planning import Planned, kept_of, make_plan
+from isthmus.flow.planning import Planned, flat_relevance, kept_of, make_plan
 from isthmus.flow.study import Study, cut, original_rates, rates_for
 from isthmus.flow.together import from_main
 from isthmus.network import Network, embed
@@ -40,9 +40,7 @@ def search_floor(study: Study, floor: float, *, method: str, progress: Progress 
     searched = replace(study, texts=tuple(texts))
     rates = rates_for(study, ["params"])
     original = original_rates(study, rates)
-    import numpy as np
-
-    flat = {site.name: np.full(site.units, 1.0 / site.units) for site in study.sites}
+    flat = flat_relevance(study)
     least = smallest_rates(Problem(study.sites, flat, rates, {"params": original["params"]}, original))["params"]
     vocabulary = vocabulary_relevance(study.probe, study.sites, texts)
     reference = embed(study.network, validation.held_out.texts, batch_size=64) if validation.kind == "text" else None

@@ -125,14 +125,14 @@ def make_plan(
     original = original_rates(study, rates)
     limits = limits_of(budget, original)
     # An unreachable budget is refused before any time is spent on relevance.
-    allocate(Problem(study.sites, _flat(study), rates, limits, original))
+    allocate(Problem(study.sites, flat_relevance(study), rates, limits, original))
     asked = (rates, limits, original)
     relevance = from_main(
         lambda: estimate(study, method, budget=asked, effort=effort, vocabulary=vocabulary, progress=progress)
     )
     progress("allocate", 0, 1)
-    nats = {name: np.where(np.isfinite(values), values, 0.0) for name, values in relevance.nats.items()}
-    allocation = from_main(lambda: _allocate(study, nats, rates, limits, original))
+    nats = relevance.nats
+    allocation = from_main(lambda: allocate_lasting(study, nats, rates, limits, original))
     notes: list[str] = []
     if "latency" in limits:
         allocation, rates, tries = from_main(lambda: _meet_latency(study, nats, asked, budget, allocation))
@@ -141,18 +141,21 @@ def make_plan(
     return Planned(_as_plan(study, budget, method, allocation, rates, relevance, notes), relevance)
 
 
-def _flat(study: Study) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+def flat_relevance(study: Study) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Return the same relevance for every unit of a site: enough to see what can be reached at all."""
     return {site.name: np.full(site.units, 1.0 / site.units) for site in study.sites}
 
 
-def _allocate(
+def allocate_lasting(
     study: Study,
     nats: Relevances,
     rates: Mapping[str, Rate],
     limits: Mapping[str, float],
     original: Mapping[str, float],
 ) -> Allocation:
-    return allocate(Problem(study.sites, dict(nats), rates, limits, original, lasting=LASTING))
+    """Spend the limits where the least is lost for good; units that may not go (of infinite relevance) stay."""
+    finite = {name: np.where(np.isfinite(values), values, 0.0) for name, values in nats.items()}
+    return allocate(Problem(study.sites, finite, rates, limits, original, lasting=LASTING))
 
 
 def _meet_latency(
@@ -179,7 +182,7 @@ def _meet_latency(
         if not limit.relative:
             aimed["latency"] = LATENCY_AIM * limit.value / whole * original["latency"]
         rates = {**rates, "latency": corrected}
-        allocation = _allocate(study, nats, rates, aimed, original)
+        allocation = allocate_lasting(study, nats, rates, aimed, original)
     return allocation, rates, notes
 
 

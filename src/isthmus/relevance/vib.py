@@ -176,6 +176,7 @@ class _Training:
         return [batches[index] for index in shuffle]
 
     def run(self) -> Relevance:
+        """Train to the end of the schedule and return what passed."""
         network = self.calibration.network
         frozen = [p for p in network.model.parameters() if p.requires_grad]
         for parameter in frozen:
