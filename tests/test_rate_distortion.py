@@ -9,11 +9,12 @@ from torch import nn
 
 import networks
 import small
-from isthmus.bottlenecks.bits.rate_distortion import SLOPE, cheaper, quantize
+from isthmus.bottlenecks.bits.rate_distortion import SLOPE, DeepCabac, cheaper, quantize, steps
+from isthmus.bottlenecks.coder import MatrixStatistics, Setting
 from isthmus.relevance.probe import make_probe
 from isthmus.relevance.sensitivity import Sensitivity, collect_sensitivity, predicted_nats, token_frequency
 from isthmus.storage import entropy
-from isthmus.storage.coded import decode
+from isthmus.storage.coded import decode, scale_of
 
 
 def weights(rows: int = 300, columns: int = 200, seed: int = 0) -> tuple[np.ndarray, Sensitivity]:
@@ -29,7 +30,7 @@ def bits(integers: np.ndarray) -> float:
 
 def test_every_weight_loses_the_same_where_rates_are_high():
     weight, sensitivity = weights()
-    coded = quantize(weight, sensitivity, 0.05, slope=0)
+    coded = quantize(weight, *steps(sensitivity, 0.05), slope=0)
     error = decode(coded) - weight
     lost = predicted_nats({"w": sensitivity}, {"w": error})
     # Steps are rounded to sixteenths of an octave, so squares are off by 4 % at most.
@@ -40,7 +41,7 @@ def test_every_weight_loses_the_same_where_rates_are_high():
 
 def test_twice_the_step_is_a_bit_less():
     weight, sensitivity = weights()
-    fine, coarse = (bits(quantize(weight, sensitivity, step, slope=0).integers) for step in (0.05, 0.1))
+    fine, coarse = (bits(quantize(weight, *steps(sensitivity, step), slope=0).integers) for step in (0.05, 0.1))
     assert fine - coarse == pytest.approx(1, abs=0.03)
 
 
@@ -49,11 +50,22 @@ def test_rounding_by_rate_and_distortion_costs_less_than_to_the_nearest():
     step = 1.5
     cost = {}
     for slope in (0.0, SLOPE):
-        coded = quantize(weight, sensitivity, step, slope=slope)
+        coded = quantize(weight, *steps(sensitivity, step), slope=slope)
         lost = predicted_nats({"w": sensitivity}, {"w": decode(coded) - weight}) / (step**2 / 2)
         counts = entropy.count([(coded.integers.ravel(), np.zeros(weight.size, dtype=np.uint8))])[1]
         cost[slope] = lost + SLOPE * 8 * entropy.coded_bytes(counts)
     assert cost[SLOPE] < cost[0.0]
+
+
+@pytest.mark.parametrize("wanted", [4.0, 3.25])
+def test_nominal_bits_are_what_normal_weights_take(wanted: float) -> None:
+    weight, sensitivity = weights()
+    alike = DeepCabac(tempering=0.0).code(weight, MatrixStatistics(sensitivity), Setting(wanted))
+    assert bits(alike.integers) == pytest.approx(wanted, abs=0.02)
+    unlike = DeepCabac(tempering=1.0).code(weight, MatrixStatistics(sensitivity), Setting(wanted))
+    step = scale_of(unlike.scales[0]) * scale_of(unlike.scales[1])
+    entropy_of_each = 0.5 * np.log2(2 * np.pi * np.e * weight.var() / step**2)
+    assert entropy_of_each.mean() == pytest.approx(wanted, abs=0.02)
 
 
 def test_a_weight_takes_the_nearest_integer_or_the_next_towards_zero():

@@ -1,4 +1,4 @@
-"""The plan: for each site, which units stay. Data: readable, editable, replayable."""
+"""The plan: which units of each site stay, and how each matrix is coded. Data: readable, editable, replayable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic.functional_validators import BeforeValidator
 
 from isthmus.errors import BadInput
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2  # 2: matrices may be coded
 
 
 def _to_ranges(units: tuple[int, ...]) -> str:
@@ -66,6 +66,33 @@ class Decision(_Record):
         return self
 
 
+class Coding(_Record):
+    """How one weight matrix is coded.
+
+    Parameters
+    ----------
+    parameter : str
+        Its name in the narrowed network.
+    coder : str
+        See ``isthmus methods``.
+    bits, group, rank
+        The setting: nominal bits a weight; columns that share a scale, or a vector's length; a product's inner
+        dimension (0 where a coder has no such thing).
+    bytes : int
+        What it is predicted to take in the file.
+    distortion : float
+        What that is predicted to lose, in nats, before recovery.
+    """
+
+    parameter: str
+    coder: str
+    bits: float = Field(gt=0, le=16)
+    group: int = Field(default=0, ge=0)
+    rank: int = Field(default=0, ge=0)
+    bytes: int = Field(default=0, ge=0)
+    distortion: float = 0.0
+
+
 class Plan(_Record):
     """The decisions for a whole network.
 
@@ -80,6 +107,7 @@ class Plan(_Record):
     budget: str
     seed: int
     decisions: tuple[Decision, ...]
+    codings: tuple[Coding, ...] = ()
     original: dict[str, float] = {}
     predicted: dict[str, float] = {}
     distortion: float = 0.0

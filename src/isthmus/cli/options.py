@@ -13,7 +13,7 @@ import typer
 from isthmus.budget import parse_budget, parse_floor
 from isthmus.errors import BadInput
 
-EFFORTS = ("faster", "fast", "full")
+EFFORTS = ("none", "faster", "fast", "full")
 _SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="minilm, a folder, or a hub id.", show_default=False)]
@@ -29,6 +29,9 @@ Keep = Annotated[str | None, typer.Option("--keep", metavar="SHARE", help="The f
 Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Relevance; see isthmus methods.")]
 Effort = Annotated[
     str, typer.Option("--effort", metavar="|".join(EFFORTS), help="How long to work for the best result.")
+]
+Codes = Annotated[
+    str, typer.Option("--codes", metavar="NAME,...", help="How bytes may be saved besides taking units away; or none.")
 ]
 Time = Annotated[str | None, typer.Option("--time", metavar="20min", help="At most this long: 90s, 20min or 1h.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same artifact.")]

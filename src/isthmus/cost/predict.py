@@ -64,6 +64,22 @@ def bytes_rate(model: torch.nn.Module, sites: Sequence[Site]) -> Rate:
     return Rate("bytes", _merge(terms))
 
 
+def coded_bytes_rate(model: torch.nn.Module, sites: Sequence[Site], bits: Mapping[str, float]) -> Rate:
+    """Return the bytes of the saved tensors as a function of the kept units, where matrices are coded.
+
+    Parameters
+    ----------
+    bits : mapping of str to float
+        What a weight of a coded matrix takes, all included, by name; other tensors are saved in float16.
+    """
+    terms = [
+        Term(term.coefficient * bits.get(name, 16.0) / 8, term.factors)
+        for name, tensor in saved_tensors(model).items()
+        for term in _tensor_terms(name, tuple(tensor.shape), sites)
+    ]
+    return Rate("bytes", _merge(terms))
+
+
 def macs_rate(model: torch.nn.Module, sites: Sequence[Site], length: int) -> Rate:
     """Return the multiply-accumulates of one sequence as a function of the kept units.
 
@@ -105,22 +121,29 @@ def predicted_shapes(model: torch.nn.Module, sites: Sequence[Site], kept: Kept |
     Layers that go are left out and those behind them move up.
     """
     counts = kept_counts(sites, kept)
-    moved = _moved_layers(sites, kept or {})
     shapes: dict[str, tuple[int, ...]] = {}
+    after = narrowed_names(saved_tensors(model), sites, kept)
     for name, tensor in saved_tensors(model).items():
-        path = _layer_of(name, sites)[0]
-        if path:
-            target = moved[path]
-            if target is None:
-                continue
-            name_after = target + name[len(path) :]
-        else:
-            name_after = name
+        if name not in after:
+            continue
+        name_after = after[name]
         forms = _dimension_forms(name, tuple(tensor.shape), sites)
         shapes[name_after] = tuple(
             round(sum(size if site is None else size * counts[site] for size, site in form)) for form in forms
         )
     return shapes
+
+
+def narrowed_names(names: Iterable[str], sites: Sequence[Site], kept: Kept | None) -> dict[str, str]:
+    """Return what tensors are called in the narrowed network; those of layers that go are left out."""
+    moved = _moved_layers(sites, kept or {})
+    after: dict[str, str] = {}
+    for name in names:
+        path = _layer_of(name, sites)[0]
+        target = moved[path] if path else ""
+        if target is not None:
+            after[name] = target + name[len(path) :]
+    return after
 
 
 def saved_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

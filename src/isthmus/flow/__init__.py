@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from isthmus.relevance.estimator import Relevance
     from isthmus.report import ReportData
 
+DEFAULT_CODES = "deepcabac"
+
 open = open_network
 load = open_network
 task = load_task
@@ -78,6 +80,7 @@ def plan(
     keep: str | float | None = None,
     method: str = "vib",
     effort: str = "fast",
+    codes: str = DEFAULT_CODES,
     seed: int = 0,
     engine: str = "openvino",
     progress: Progress | None = None,
@@ -91,8 +94,10 @@ def plan(
     keep : str or float, optional
         A floor instead: the share of the original's quality that must stay, such as ``98%``. Found by trial, which
         takes a few short recoveries.
-    effort : {"faster", "fast", "full"}
+    effort : {"none", "faster", "fast", "full"}
         How long gates are trained, for methods that train.
+    codes : str
+        The coders that a budget of bytes may be met with, parted by commas; ``none`` leaves weights plain.
 
     Returns
     -------
@@ -106,7 +111,7 @@ def plan(
         If a method, effort or engine is unknown.
     """
     from isthmus.export.engines import find_engine
-    from isthmus.flow.efforts import recipe_for
+    from isthmus.flow.efforts import check_effort
     from isthmus.flow.floors import search_floor
     from isthmus.flow.planning import make_plan
     from isthmus.flow.study import start_study
@@ -114,13 +119,14 @@ def plan(
 
     floor = _goal(to, keep, None)
     get(method)
-    recipe_for(effort, 1.0)
+    check_effort(effort)
+    coders = _coders(codes)
     find_engine(engine)
     budget = None if to is None else parse_budget(to)
     study = start_study(network, task, seed=seed, engine=engine)
     if budget is None:
         return search_floor(study, floor or 1.0, method=method, progress=progress or silent).plan
-    return make_plan(study, budget, method=method, effort=effort, progress=progress or silent).plan
+    return make_plan(study, budget, method=method, effort=effort, codes=coders, progress=progress or silent).plan
 
 
 def narrow(
@@ -132,6 +138,7 @@ def narrow(
     plan: Plan | None = None,
     method: str = "vib",
     effort: str = "fast",
+    codes: str = DEFAULT_CODES,
     time: float | None = None,
     seed: int | None = None,
     engine: str = "openvino",
@@ -145,6 +152,10 @@ def narrow(
     ----------
     to, keep, plan
         What to meet: a budget, a floor of quality, or the decisions of a plan; one of them.
+    effort : {"none", "faster", "fast", "full"}
+        How long to train; ``none`` cuts and codes only.
+    codes : str
+        The coders that a budget of bytes may be met with, parted by commas; ``none`` leaves weights plain.
     time : float, optional
         Seconds that the whole may take; recovery is shortened or lengthened to fit.
     seed : int, optional
@@ -166,15 +177,16 @@ def narrow(
         If an option is unknown, the output folder is not empty, or stages of other arguments are to be resumed.
     """
     from isthmus.export.engines import find_engine
-    from isthmus.flow.efforts import recipe_for
-    from isthmus.flow.narrowing import Order
+    from isthmus.flow.efforts import check_effort
     from isthmus.flow.narrowing import narrow as carry_out
+    from isthmus.flow.order import Order
     from isthmus.relevance.registry import get
     from isthmus.storage.artifact import check_output
 
     floor = _goal(to, keep, plan)
     get(method)
-    recipe_for(effort, 1.0)
+    check_effort(effort)
+    coders = _coders(codes)
     find_engine(engine)
     if to is not None:
         parse_budget(to)
@@ -183,7 +195,7 @@ def narrow(
         check_output(folder)
     if seed is None:
         seed = 0 if plan is None else plan.seed
-    order = Order(to, floor, plan, plan.method if plan else method, effort, time, seed, engine)
+    order = Order(to, floor, plan, plan.method if plan else method, effort, coders, time, seed, engine)
     return carry_out(network, task, order, out=folder, resume=resume, progress=progress or silent)
 
 
@@ -220,6 +232,15 @@ def is_main_process() -> bool:
     from isthmus.flow.together import join_processes
 
     return bool(join_processes().is_main_process)
+
+
+def _coders(codes: str) -> tuple[str, ...]:
+    from isthmus.bottlenecks.registry import coder
+
+    names = tuple(name.strip() for name in codes.split(",") if name.strip() not in ("", "none"))
+    for name in names:
+        coder(name)
+    return names
 
 
 def _goal(to: str | None, keep: str | float | None, plan: Plan | None) -> float | None:

@@ -13,7 +13,7 @@ from isthmus.recovery.batches import TextBatches
 from isthmus.recovery.recipe import Recipe
 from isthmus.tasks.divergence import divergence
 
-EFFORTS = ("faster", "fast", "full")
+EFFORTS = ("none", "faster", "fast", "full")
 STEPS = {"faster": 300, "fast": 2000, "full": 4500}
 LEAST_STEPS = 20
 MOST_TIMES = 4.0
@@ -30,13 +30,36 @@ def recipe_for(effort: str, share: float, *, classifier: bool = False) -> Recipe
     the rate, 91.9 % without the cosine of outputs, 96.2 % with four times its weight (on another cut 94.7 % with
     either), 95.4 % without the relation.
     """
-    if effort not in EFFORTS:
-        raise BadInput(f"unknown effort {effort!r}; the efforts are {', '.join(EFFORTS)}")
+    check_effort(effort)
     rate = 3e-4 + (1e-3 - 3e-4) * min(1.0, max(0.0, (0.9 - share) / 0.8))
     if classifier:
         rate *= 0.3
     steps = round(STEPS[effort] * longer(share))
     return Recipe(steps=steps, learning_rate=rate, evaluate_every=max(steps // 10, 25), patience=4)
+
+
+def coding_recipe(effort: str, bits: float, *, classifier: bool = False) -> Recipe:
+    """Return how a network is trained on the grids of its codes.
+
+    Parameters
+    ----------
+    bits : float
+        Nominal bits a weight in the mean; the coarser, the further weights must move.
+    """
+    recipe = recipe_for(effort, 1.0, classifier=classifier)
+    rate = 1e-4 + 2e-4 * min(1.0, max(0.0, (4.0 - bits) / 2.0))
+    return replace(recipe, learning_rate=rate * (0.3 if classifier else 1.0))
+
+
+def check_effort(effort: str) -> None:
+    """Refuse an effort that is not known.
+
+    Raises
+    ------
+    BadInput
+    """
+    if effort not in EFFORTS:
+        raise BadInput(f"unknown effort {effort!r}; the efforts are {', '.join(EFFORTS)}")
 
 
 def longer(share: float) -> float:

@@ -18,20 +18,18 @@ import torch
 from isthmus.budget import Budget, parse_budget
 from isthmus.errors import BadInput, IsthmusError
 from isthmus.flow import record as records
-from isthmus.flow.efforts import most_steps, recipe_for, step_seconds, steps_within, with_steps
 from isthmus.flow.floors import search_floor
+from isthmus.flow.order import Order
 from isthmus.flow.planning import Planned, check_plan, kept_of, make_plan, predicted_anew
-from isthmus.flow.study import Study, cut, fingerprint, start_study
+from isthmus.flow.recovering import Trained, recover_stage
+from isthmus.flow.study import Study, fingerprint, start_study
 from isthmus.flow.together import from_main, join_processes
 from isthmus.flow.verifying import changed_most, compare_networks, hold_budget
 from isthmus.network import Network
 from isthmus.plan import Plan
 from isthmus.progress import Progress, silent
-from isthmus.recovery.batches import TextBatches
-from isthmus.recovery.recipe import Recipe
-from isthmus.recovery.train import recover
 from isthmus.relevance.estimator import Curve, Relevance
-from isthmus.relevance.probe import gated_sites, measure_closed, measure_network, measure_vocabulary
+from isthmus.relevance.probe import gated_sites, measure_closed, measure_vocabulary
 from isthmus.report import ReportData, write
 from isthmus.sites import VOCABULARY, closed_values
 from isthmus.storage.artifact import check_output, save_artifact, update_record
@@ -40,8 +38,6 @@ from isthmus.storage.stages import StageStore
 from isthmus.tasks import Task
 
 REPORT_FILE = "report.html"
-VERIFY_SECONDS = 60.0
-"""Kept free at the end of ``--time`` for exporting and measuring."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +61,6 @@ class Narrowed:
         write(self.report, path / REPORT_FILE)
 
 
-@dataclass(frozen=True)
-class Order:
-    """What was asked for."""
-
-    to: str | None
-    keep: float | None
-    plan: Plan | None
-    method: str
-    effort: str
-    time: float | None
-    seed: int
-    engine: str
-
-
 def narrow(
     network: Network, task: Task, order: Order, *, out: Path | None, resume: bool, progress: Progress = silent
 ) -> Narrowed:
@@ -98,16 +80,16 @@ def narrow(
         from_main(lambda: StageStore(work, arguments, resume=resume).key)
         stages = StageStore(work, arguments, resume=True)
         planned = _plan_stage(study, order, stages, progress)
-        student, curves, distortion, recipe = _recover_stage(study, order, planned, stages, started, progress)
-        finished = [student]
+        done = recover_stage(study, order, planned, stages, started, progress)
+        finished = [done.network]
 
         def finish() -> tuple[Mapping[str, Any], ReportData]:
-            done = _finish(study, order, planned, student, curves, distortion, recipe, stages, started, progress)
-            finished[0] = done.network
+            made = _finish(study, order, planned, done, stages, started, progress)
+            finished[0] = made.network
             if out is not None:
                 _publish(work / "artifact", out)
                 shutil.rmtree(work)
-            return done.record, done.report
+            return made.record, made.report
 
         made, page = from_main(finish)
         narrowed = replace(finished[0], record=made)
@@ -171,78 +153,24 @@ def _decide(study: Study, order: Order, progress: Progress) -> Planned:
         check_plan(study, order.plan)
         return Planned(predicted_anew(study, order.plan), Relevance(order.plan.method, {}))
     if order.to is not None:
-        return make_plan(study, parse_budget(order.to), method=order.method, effort=order.effort, progress=progress)
+        return make_plan(
+            study,
+            parse_budget(order.to),
+            method=order.method,
+            effort=order.effort,
+            codes=order.codes,
+            progress=progress,
+        )
     if order.keep is None:
         raise BadInput("narrow: neither a budget nor a floor; give --to params=50% or --keep 98%")
     return search_floor(study, order.keep, method=order.method, progress=progress)
-
-
-def _recover_stage(
-    study: Study, order: Order, planned: Planned, stages: StageStore, started: float, progress: Progress
-) -> tuple[Network, list[dict[str, Any]], dict[str, float], Recipe]:
-    """Cut and train; weights on the way and at the end are kept in the stages."""
-    kept = kept_of(planned.plan)
-    progress("cut", 0, 1)
-    student = cut(study, kept)
-    before = measure_network(study.probe, student)
-    progress("cut", 1, 1)
-    recipe = from_main(lambda: _recipe_stage(study, order, planned.plan, student, stages, started, progress))
-    recovered = recover(
-        student,
-        study.network,
-        study.texts,
-        recipe,
-        kept=kept,
-        seed=order.seed,
-        task=study.task,
-        stages=stages,
-        progress=progress,
-    )
-    curves = [asdict(curve) for curve in planned.relevance.curves]
-    curves += [
-        {"name": f"recovery: {name}", "unit": unit, "points": [list(point) for point in points]}
-        for name, unit, points in recovered.curves
-    ]
-    distortion = {
-        "predicted": planned.plan.distortion,
-        "measured_before_recovery": before,
-        "measured_after_recovery": measure_network(study.probe, recovered.network),
-    }
-    return recovered.network, curves, distortion, replace(recipe, steps=recovered.steps)
-
-
-def _recipe_stage(
-    study: Study, order: Order, plan: Plan, student: Network, stages: StageStore, started: float, progress: Progress
-) -> Recipe:
-    """Decide how many steps to train; kept as a stage, for a resumed run must decide the same."""
-    share = plan.predicted["params"] / plan.original["params"]
-    recipe = recipe_for(order.effort, share, classifier=study.network.pooling == "logits")
-    if len(study.task.pairs) or len(study.task.labelled):
-        recipe = replace(recipe, labels=0.1)
-    if order.time is not None and not stages.done("preflight"):
-        batches = TextBatches(study.texts, student, study.network, size=recipe.batch, seed=order.seed)
-        seconds = step_seconds(student, study.network, batches)
-        left = order.time - (clock.monotonic() - started) - VERIFY_SECONDS
-        recipe = with_steps(replace(recipe, steps=most_steps()), steps_within(seconds, left, len(batches)))
-        stages.save("preflight", {}, {"steps": recipe.steps, "seconds": list(seconds)})
-    if stages.done("preflight"):
-        recipe = with_steps(replace(recipe, steps=most_steps()), int(stages.load("preflight")[1]["steps"]))
-    weights = sum(parameter.numel() * 4 for parameter in student.model.parameters())
-    whole = sum(parameter.numel() * 4 for parameter in study.network.model.parameters())
-    progress(
-        "preflight", 1, 1, f"{recipe.steps} steps, about {(4 * weights + whole) / 1e6:.0f} MB for weights and moments"
-    )
-    return recipe
 
 
 def _finish(
     study: Study,
     order: Order,
     planned: Planned,
-    student: Network,
-    curves: list[dict[str, Any]],
-    distortion: dict[str, float],
-    recipe: Recipe,
+    done: Trained,
     stages: StageStore,
     started: float,
     progress: Progress,
@@ -251,7 +179,7 @@ def _finish(
     folder = stages.folder / "artifact"
     if folder.exists():
         shutil.rmtree(folder)
-    plan = planned.plan
+    plan, curves, distortion = planned.plan, done.curves, done.distortion
     made: dict[str, Any] = {
         "created": records.now(),
         "network": study.network.name,
@@ -259,12 +187,13 @@ def _finish(
         "plan": plan.model_dump(mode="json"),
         "seed": order.seed,
         "effort": order.effort,
-        "recipe": asdict(recipe),
+        "recipe": None if done.recipe is None else asdict(done.recipe),
+        "coding_recipe": None if done.coding_recipe is None else asdict(done.coding_recipe),
         "versions": records.versions(),
         "machine": records.machine(),
         "curves": curves,
     }
-    save_artifact(student, folder, made)
+    save_artifact(done.network, folder, made)
     opened = replace(open_network(folder), name=f"{study.network.name} {plan.budget}")
     rows = compare_networks(
         [study.network, opened],

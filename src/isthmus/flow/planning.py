@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ def make_plan(
     *,
     method: str,
     effort: str,
+    codes: Sequence[str] = (),
     vocabulary: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     progress: Progress = silent,
 ) -> Planned:
@@ -115,12 +116,21 @@ def make_plan(
 
     Of several processes the main one does all of it, and tells the others.
 
+    Parameters
+    ----------
+    codes : sequence of str
+        The coders that a budget of bytes may be met with, besides taking units away; none for plain weights.
+
     Raises
     ------
     BadBudget, UnreachableBudget
         If the budget is above what the original costs, or below what any plan reaches.
     """
     get(method)
+    if codes and "bytes" in budget.currencies:
+        from isthmus.flow.joint import make_joint_plan
+
+        return make_joint_plan(study, budget, method=method, effort=effort, codes=codes, progress=progress)
     rates = from_main(lambda: rates_for(study, budget.currencies, progress))
     original = original_rates(study, rates)
     limits = limits_of(budget, original)
@@ -138,7 +148,7 @@ def make_plan(
         allocation, rates, tries = from_main(lambda: _meet_latency(study, nats, asked, budget, allocation))
         notes += tries
     progress("allocate", 1, 1)
-    return Planned(_as_plan(study, budget, method, allocation, rates, relevance, notes), relevance)
+    return Planned(as_plan(study, budget, method, allocation, rates, relevance, notes), relevance)
 
 
 def flat_relevance(study: Study) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -198,15 +208,16 @@ def time_side_by_side(study: Study, narrowed: Any) -> tuple[float, float]:
         return timed["original"].median_ms, timed["narrowed"].median_ms
 
 
-def _as_plan(
+def as_plan(
     study: Study,
     budget: Budget,
     method: str,
     allocation: Allocation,
     rates: Mapping[str, Rate],
     relevance: Relevance,
-    notes: list[str],
+    notes: Sequence[str],
 ) -> Plan:
+    """Return an allocation as a plan, with the rates that are predicted for it."""
     by_name = {site.name: site for site in study.sites}
     decisions = tuple(
         Decision(
@@ -277,9 +288,11 @@ def predicted_anew(study: Study, plan: Plan) -> Plan:
     rates = rates_for(study, ["params", "bytes", "macs"])
     original = {**plan.original, **original_rates(study, rates)}
     predicted = {**plan.predicted, **predict(study, rates, kept_of(plan))}
+    if plan.codings:
+        predicted["bytes"] = plan.predicted.get("bytes", 0.0)
     for limit in parse_budget(plan.budget).limits if "=" in plan.budget else ():
-        if limit.currency not in rates:  # a latency is measured at the end
-            continue
+        if limit.currency not in rates or (limit.currency == "bytes" and plan.codings):
+            continue  # a latency is measured at the end, and codes are fitted to the bytes
         whole, costs = original[limit.currency], predicted[limit.currency]
         if costs > limit.amount(whole) * (1 + 1e-9):
             raise BadInput(

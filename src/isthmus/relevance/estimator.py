@@ -19,7 +19,7 @@ from isthmus.sites import Site
 Nats = npt.NDArray[np.float64]
 
 
-LASTING: Mapping[str, float] = {"vocabulary": 2.0, "width": 16.0}
+LASTING: Mapping[str, float] = {"vocabulary": 2.0, "width": 16.0, "matrix": 1.0}
 """How much of a loss outlasts recovery, by kind of site, where heads, neurons and layers count as 1.
 
 Relevance is what is lost at once. Training wins back most of what goes with heads, neurons and layers, but little of

@@ -27,7 +27,7 @@ class Sensitivity:
     nats a text. Of a linear map the rows' factor is the mean square of the loss's derivative by its outputs, summed
     over a text's tokens, and the columns' that of its inputs (Martens and Grosse 2015, the diagonals of their factors);
     of an embedding the rows' factor is how often a text holds the token, and the columns' the mean square of the
-    derivative.
+    derivative. Rows of other embeddings (positions) count alike: texts may be longer than those at hand.
 
     Parameters
     ----------
@@ -59,11 +59,14 @@ def collect_sensitivity(
         How often tokens occur is counted in these.
     """
     model = probe.network.model
-    watched = {name: _Watched(model.get_submodule(name.rpartition(".")[0])) for name in matrices}
+    texts_now = [0]
+    watched = {name: _Watched(model.get_submodule(name.rpartition(".")[0]), texts_now) for name in matrices}
     generator = torch.Generator().manual_seed(seed)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    entrance = next(module for module in model.modules() if isinstance(module, nn.Embedding))
-    handles: list[Any] = [entrance.register_forward_hook(lambda _, __, output: output.requires_grad_(True))]
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    handles: list[Any] = [
+        table.register_forward_hook(lambda _, __, output: output.requires_grad_(True)) for table in tables
+    ]
     handles += [one.module.register_forward_hook(one.see) for one in watched.values()]
     count = 0
     try:
@@ -72,7 +75,8 @@ def collect_sensitivity(
         parts = [(x, start) for x in probe.inputs for start in range(0, len(x["input_ids"]), MICRO)]
         for number, (x, start) in enumerate(parts):
             part = {name: tensor[start : start + MICRO] for name, tensor in x.items()}
-            if len(part["input_ids"]) < 3:
+            texts_now[0] = len(part["input_ids"])
+            if texts_now[0] < 3:
                 continue
             output = pool(probe.network, model(**part), part["attention_mask"])
             sampled_loss(output, probe.network.pooling, generator).backward()  # type: ignore[no-untyped-call]
@@ -83,8 +87,11 @@ def collect_sensitivity(
             handle.remove()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+    words = model.get_input_embeddings()  # type: ignore[operator]
     frequency = token_frequency(probe.network.tokenizer, texts)
-    return {name: one.factors(max(count, 1), frequency) for name, one in watched.items()}
+    return {
+        name: one.factors(max(count, 1), frequency if one.module is words else None) for name, one in watched.items()
+    }
 
 
 def token_frequency(tokenizer: Any, texts: Sequence[str]) -> Doubles:
@@ -99,8 +106,8 @@ def token_frequency(tokenizer: Any, texts: Sequence[str]) -> Doubles:
 class _Watched:
     """Adds up the squares of what enters a module and of the derivatives by what leaves it."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, texts: list[int]) -> None:
+        self.module, self.texts = module, texts
         self.tokens = 0
         self.entered: Tensor | float = 0.0
         self.left: Tensor | float = 0.0
@@ -110,18 +117,24 @@ class _Watched:
 
         def backward(gradient: Tensor) -> None:
             self.left = self.left + gradient.double().square().flatten(0, -2).sum(0)
-            self.tokens += gradient[..., 0].numel()
+            # Positions may be looked up once for all texts; what comes back is then their sum.
+            shared = self.texts[0] if entered is None and gradient.shape[0] == 1 else 1
+            self.tokens += gradient[..., 0].numel() * shared
             if entered is not None:
                 self.entered = self.entered + entered.double().square().flatten(0, -2).sum(0)
 
         if output.requires_grad:
             output.register_hook(backward)  # type: ignore[no-untyped-call]
 
-    def factors(self, texts: int, frequency: Doubles) -> Sensitivity:
-        left = np.asarray(self.left)
-        if isinstance(self.module, nn.Embedding):
-            return Sensitivity(frequency[: self.module.num_embeddings], left / max(self.tokens, 1))
-        return Sensitivity(left / texts, np.asarray(self.entered) / max(self.tokens, 1))
+    def factors(self, texts: int, frequency: Doubles | None) -> Sensitivity:
+        module: Any = self.module
+        rows, columns = module.weight.shape
+        left = np.asarray(self.left) if self.tokens else np.zeros(rows)  # a matrix that the output never sees
+        if isinstance(module, nn.Embedding):
+            known = np.ones(rows) if frequency is None else frequency[:rows]
+            return Sensitivity(known, left / self.tokens if self.tokens else np.zeros(columns))
+        entered = np.asarray(self.entered) / self.tokens if self.tokens else np.zeros(columns)
+        return Sensitivity(left / texts, entered)
 
 
 def predicted_nats(sensitivity: Mapping[str, Sensitivity], errors: Mapping[str, npt.NDArray[np.float32]]) -> float:

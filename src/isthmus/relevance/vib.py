@@ -76,6 +76,7 @@ class Schedule:
 
 
 SCHEDULES = {
+    "none": Schedule(steps=150),  # weights stay as they are; gates alone are trained
     "faster": Schedule(steps=150),
     # Gradients of weights keep more activations: fewer texts in a batch hold them to the same memory.
     "fast": Schedule(steps=300, share=0.03, weight_rate=5e-5, batch=40),

@@ -20,7 +20,11 @@ class _View:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        self.parameters = dict(model.named_parameters())
+        # A weight that is rounded where it is read goes by its own name all the same.
+        self.parameters = {
+            name.replace(".parametrizations.weight.original", ".weight"): parameter
+            for name, parameter in model.named_parameters()
+        }
         prefix = getattr(model, "base_model_prefix", "")
         self.prefix = f"{prefix}." if prefix and prefix in self.modules else ""
 

@@ -254,7 +254,8 @@ def _read_integers(reader: _Reader, shape: Shape) -> Integers:
         columns = min(step, shape[1] - start)
         block = decoder.take(_contexts(total, start, edges, columns)).reshape(-1, columns)
         matrix[:, start : start + columns] = block
-        total += _magnitude(block)
+        if edges:
+            total += _magnitude(block)
     decoder.close()
     bound = reader.number(least=1, most=_BOUNDS[-1])
     over = np.abs(matrix) >= bound

@@ -65,23 +65,32 @@ def encode(parts: Sequence[Part]) -> bytes:
     ValueError
         If there is nothing to code, or the alphabet is too large.
     """
+    low, counts = count(parts)
+    held = int(counts.sum())
+    tables = np.stack([frequencies(row) for row in counts])
+    words = _words(parts, low, tables)
+    if held * _LEAST_BITS > 32 * (len(words) + _SPARE_WORDS):
+        # The coder starts at 0 and stays there while it is given the lowest symbol: a long run leaves no trace, and the
+        # reader would not believe it. With a symbol below the lowest, which never occurs, every one counts.
+        low, tables = low - 1, np.stack([frequencies(row) for row in np.pad(counts, ((0, 0), (1, 0)))])
+        words = _words(parts, low, tables)
+    head = bytearray([VERSION])
+    for number in (held, len(tables), zigzag(low), tables.shape[1], len(words), *tables.ravel().tolist()):
+        head += varint(number)
+    body = bytes(head) + words.tobytes()
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def _words(parts: Sequence[Part], low: int, tables: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     from constriction import stream
 
-    low, counts = count(parts)
-    tables = np.stack([frequencies(row) for row in counts])
     coder = stream.stack.AnsCoder()
     # A stack: what is read first is written last.
     for symbols, contexts in reversed(parts):
         for context in reversed(np.unique(contexts).tolist()):
             own = np.ascontiguousarray(symbols[contexts == context] - low, dtype=np.int32)
             coder.encode_reverse(own, stream.model.Categorical(tables[context] / TOTAL, perfect=False))
-    words = np.asarray(coder.get_compressed(), dtype="<u4")
-    head = bytearray([VERSION])
-    held = int(counts.sum())
-    for number in (held, len(tables), zigzag(low), tables.shape[1], len(words), *tables.ravel().tolist()):
-        head += varint(number)
-    body = bytes(head) + words.tobytes()
-    return body + struct.pack("<I", zlib.crc32(body))
+    return np.asarray(coder.get_compressed(), dtype="<u4")
 
 
 class Decoder:

@@ -1,0 +1,127 @@
+"""Quantized exports: a network, narrowed or not, in the integer arithmetic of the engine that will run it.
+
+=========== ========= ===============================================================================
+engine      precision what is in the file, and what is computed
+=========== ========= ===============================================================================
+any         float32   as `isthmus.export.engines.export_network` writes it
+openvino    w8a8      weights and activations of 8 bits, products in integers; calibrated on texts
+openvino    int8      weights of 8 bits, a scale for each output
+openvino    int4      weights of 4 bits, a scale for each group of inputs
+onnxruntime int8      weights of 8 bits; activations rounded to 8 bits as they come, products in integers
+=========== ========= ===============================================================================
+
+What is written opens with `isthmus.export.engines.load_runner` and is timed by `isthmus.export.timing`, as float32
+exports are. How fast a precision is depends on the processor; nothing is assumed of it here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gc
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isthmus.errors import BadInput
+from isthmus.export.engines import engine_batches, export_network, find_engine
+from isthmus.memory import give_back
+
+if TYPE_CHECKING:
+    from isthmus.export.engines import Batch
+    from isthmus.network import Network
+
+FLOAT = "float32"
+CALIBRATED = "w8a8"
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "openvino": (FLOAT, "w8a8", "int8", "int4"),
+    "onnxruntime": (FLOAT, "int8"),
+}
+CALIBRATION_TEXTS = 128
+
+
+def check_precision(engine: str, precision: str) -> None:
+    """Check, before any work, that an engine can be given a precision here.
+
+    Raises
+    ------
+    BadInput
+        If the engine or the precision is unknown (the nearest is suggested), or a package is not installed.
+    """
+    find_engine(engine)
+    known = PRECISIONS[engine]
+    if precision not in known:
+        near = difflib.get_close_matches(precision.lower(), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "it has " + ", ".join(known)
+        raise BadInput(f"precision {precision!r} is unknown to {engine}; {hint}")
+    if engine == "openvino" and precision != FLOAT and importlib.util.find_spec("nncf") is None:
+        raise BadInput(f"precision {precision}: nncf is not installed; pip install 'isthmus[quantized]'")
+
+
+def export_quantized(
+    network: Network,
+    engine: str,
+    precision: str,
+    texts: Sequence[str],
+    path: str | Path,
+    *,
+    group: int = 32,
+) -> Path:
+    """Write a network for an engine in a precision and return the file to load.
+
+    Parameters
+    ----------
+    network : Network
+        Structurally narrowed or not; it is left as it is.
+    engine : {"openvino", "onnxruntime"}
+    precision : str
+        One of ``PRECISIONS[engine]``.
+    texts : sequence of str
+        What ``w8a8`` is calibrated on: the kind of text that the network will read, 128 spread evenly over those
+        given. The other precisions look at weights only and take none.
+    path : str or Path
+        A folder.
+    group : int
+        Inputs that share a scale in ``int4``.
+
+    Returns
+    -------
+    Path
+        The file, with its weights beside it or within.
+
+    Raises
+    ------
+    BadInput
+        If engine or precision is unknown, a package is not installed, there are no texts to calibrate on, the
+        network has no tokenizer to read them with, or the group is below 1.
+    """
+    check_precision(engine, precision)
+    if group < 1:
+        raise BadInput(f"group {group}: is no number of inputs; give for example 32")
+    if precision == FLOAT:
+        return export_network(network, engine, path)
+    batches = _calibration(network, texts) if precision == CALIBRATED else []
+    with tempfile.TemporaryDirectory(prefix="isthmus-quantized-") as folder:
+        whole = export_network(network, engine, folder)
+        if engine == "openvino":
+            from isthmus.export.quantized_openvino import quantize_openvino
+
+            written = quantize_openvino(whole, path, precision, batches, group=group)
+        else:
+            from isthmus.export.quantized_onnx import quantize_onnx
+
+            written = quantize_onnx(whole, path)
+    gc.collect()
+    give_back()
+    return written
+
+
+def _calibration(network: Network, texts: Sequence[str]) -> list[Batch]:
+    """Tokenize texts one by one: padding would be counted among the activations."""
+    if not texts:
+        raise BadInput(f"precision {CALIBRATED}: no texts to calibrate on; give some that the network will read")
+    places = np.linspace(0, len(texts) - 1, min(CALIBRATION_TEXTS, len(texts))).round().astype(int)
+    return engine_batches(network, [texts[place] for place in places], 1)

@@ -1,0 +1,284 @@
+"""Coding: the bits of every matrix, decided together with what stays, and fitted to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from isthmus.allocation.joint import Joint, choose, search
+from isthmus.bottlenecks.coder import Coder, MatrixStatistics, Setting
+from isthmus.bottlenecks.curves import COARSEST, FINEST, Curves, coded_matrices, measure_curves
+from isthmus.bottlenecks.registry import coder as coder_named
+from isthmus.cost.predict import coded_bytes_rate, kept_counts, narrowed_names, predicted_shapes
+from isthmus.cost.rates import Rate, Term
+from isthmus.errors import UnreachableBudget
+from isthmus.flow.planning import Relevances, allocate_lasting
+from isthmus.flow.study import Study
+from isthmus.network import Network
+from isthmus.plan import Coding
+from isthmus.progress import Progress, silent
+from isthmus.relevance.estimator import LASTING
+from isthmus.relevance.moments import collect_moments
+from isthmus.relevance.probe import Probe, make_probe
+from isthmus.relevance.sensitivity import collect_sensitivity
+from isthmus.storage.blobs import pack
+from isthmus.storage.coded import Coded, Integers, Uniform, scale_of, stretch
+from isthmus.storage.holders import SUFFIX
+from isthmus.storage.weights import header_bytes, predicted_bytes, saved_shapes
+
+PRICES = tuple(float(price) for price in np.geomspace(1e-10, 1e-4, 13))
+CLOSE = 0.003
+"""A file is fitted until it is within this of the budget, from below."""
+TRIES = 8
+
+Codes = dict[str, Coded]
+
+
+def statistics_of(
+    probe: Probe, names: Sequence[str], coders: Sequence[Coder], texts: Sequence[str], *, seed: int, progress: Progress
+) -> dict[str, MatrixStatistics]:
+    """Collect what the coders look at, in one pass each."""
+    needs = frozenset[str]().union(*(one.needs for one in coders))
+    sensitivity = collect_sensitivity(probe, names, texts, seed=seed, progress=progress)
+    moments = collect_moments(probe, names) if "moments" in needs else {}
+    return {name: MatrixStatistics(sensitivity[name], moments.get(name)) for name in names}
+
+
+def student_statistics(
+    study: Study, student: Network, codings: Sequence[Coding], progress: Progress = silent
+) -> dict[str, MatrixStatistics]:
+    """Collect what the coders of a plan look at, on the narrowed network itself."""
+    coders = [coder_named(name) for name in dict.fromkeys(coding.coder for coding in codings)]
+    probe = make_probe(student, [text for group in study.probe.texts for text in group])
+    names = [coding.parameter for coding in codings]
+    return statistics_of(probe, names, coders, study.texts, seed=study.seed, progress=progress)
+
+
+def curves_of(study: Study, coders: Sequence[str], progress: Progress = silent) -> Curves:
+    """Measure what coding each matrix of the original saves and loses."""
+    made = [coder_named(name) for name in coders]
+    names = coded_matrices(study.network.model)
+    statistics = statistics_of(study.probe, names, made, study.texts, seed=study.seed, progress=progress)
+    return measure_curves(study.probe, statistics, made, seed=study.seed, progress=progress)
+
+
+def joint_plan(
+    study: Study,
+    nats: Relevances,
+    curves: Curves,
+    rates: Mapping[str, Rate],
+    limits: Mapping[str, float],
+    original: Mapping[str, float],
+) -> tuple[Joint, list[Joint]]:
+    """Spend a budget of bytes over units and bits together; all other limits hold as well.
+
+    Returns
+    -------
+    Joint
+        The best.
+    list of Joint
+        All that were looked at, by price.
+
+    Raises
+    ------
+    UnreachableBudget
+        If the budget cannot be met even with the coarsest codes.
+    """
+    model, sites = study.network.model, study.sites
+    entries = {name: float(model.get_parameter(name).numel()) for name in curves}
+    kinds = {site.name: site.kind for site in sites}
+    header = Term(float(header_bytes(saved_shapes(model))))
+    weight = LASTING["matrix"]
+
+    def solve(price: float) -> Joint:
+        chosen = choose(curves, entries, price, weight)
+        bits = {name: one.bits for name, one in chosen.items()}
+        coded = coded_bytes_rate(model, sites, bits)
+        whole = Rate("bytes", (*coded.terms, header))
+        allocation = allocate_lasting(study, nats, {**rates, "bytes": whole}, limits, original)
+        lost = sum(LASTING.get(kinds[name], 1.0) * value for name, value in allocation.distortion.items())
+        left = _left(study, entries, allocation.kept)
+        lost += weight * sum(left[name] * one.nats for name, one in chosen.items())
+        return Joint(price, allocation, chosen, lost, float(whole(kept_counts(sites, allocation.kept))))
+
+    return search(solve, PRICES)
+
+
+def _left(study: Study, entries: Mapping[str, float], kept: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return the share of each matrix that stays."""
+    shapes = predicted_shapes(study.network.model, study.sites, kept)
+    after = narrowed_names(entries, study.sites, kept)
+    return {
+        name: float(np.prod(shapes[after[name]])) / count if name in after else 0.0 for name, count in entries.items()
+    }
+
+
+def codings_of(study: Study, joint: Joint) -> tuple[Coding, ...]:
+    """Return the codes of a joint allocation by the names that matrices have in the narrowed network."""
+    kept = joint.allocation.kept
+    after = narrowed_names(joint.chosen, study.sites, kept)
+    shapes = predicted_shapes(study.network.model, study.sites, kept)
+    found = []
+    for name, one in joint.chosen.items():
+        if name not in after:
+            continue
+        count = float(np.prod(shapes[after[name]]))
+        whole = float(study.network.model.get_parameter(name).numel())
+        setting = one.setting
+        found.append(
+            Coding(
+                parameter=after[name],
+                coder=one.coder,
+                bits=setting.bits,
+                group=setting.group,
+                rank=setting.rank,
+                bytes=round(one.bits * count / 8),
+                distortion=one.nats * count / whole,
+            )
+        )
+    return tuple(found)
+
+
+def fit_settings(
+    student: Network,
+    codings: Sequence[Coding],
+    statistics: Mapping[str, MatrixStatistics],
+    limit: float,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> tuple[Codes, tuple[Coding, ...]]:
+    """Code a network, all coders that take any number of bits moved together until the file just fits.
+
+    Raises
+    ------
+    UnreachableBudget
+        If it does not fit at the coarsest.
+    """
+
+    def at(shift: float) -> tuple[Codes, int]:
+        moved = [_moved(coding, shift) for coding in codings]
+        codes = code_matrices(student, moved, statistics, seed=seed)
+        return codes, file_bytes(student, codes)
+
+    weights = sum(
+        student.model.get_parameter(coding.parameter).numel() for coding in codings if _continuous(coding.coder)
+    )
+    codes, shift = _fit(at, limit, 8.0 / max(weights, 1), progress)
+    made = []
+    for coding in codings:
+        moved = _moved(coding, shift)
+        made.append(moved.model_copy(update={"bytes": len(pack(codes[coding.parameter]))}))
+    return codes, tuple(made)
+
+
+def fit_scales(student: Network, codes: Codes, limit: float, progress: Progress = silent) -> Codes:
+    """Code a trained network on the grids that it was trained on, all made coarser together until the file just fits.
+
+    Raises
+    ------
+    UnreachableBudget
+        If it does not fit at grids eight times as coarse.
+    """
+    weights = sum(code.integers.size for code in codes.values() if isinstance(code, Uniform))
+
+    def at(shift: float) -> tuple[Codes, int]:
+        moved = {name: rounded_anew(student, name, code, shift) for name, code in codes.items()}
+        return moved, file_bytes(student, moved)
+
+    return _fit(at, limit, 8.0 / max(weights, 1), progress)[0]
+
+
+def _fit(
+    at: Callable[[float], tuple[Codes, int]], limit: float, slope: float, progress: Progress
+) -> tuple[Codes, float]:
+    """Search the shift, in bits a weight, at which the file is within `CLOSE` of the limit, from below."""
+    low, high = -3.0, float("inf")  # a shift that fits, and one that does not
+    best: tuple[Codes, int, float] | None = None
+    shift = 0.0
+    for attempt in range(TRIES):
+        codes, size = at(shift)
+        progress("fit", attempt + 1, TRIES, f"{size / 1e6:.3f} MB")
+        if size <= limit:
+            low = max(low, shift)
+            if best is None or size > best[1]:
+                best = codes, size, shift
+            if size >= limit * (1 - CLOSE) or shift >= FINEST:  # finer than the finest makes no difference
+                break
+        else:
+            high = min(high, shift)
+        # Bytes are nearly linear in bits; a hair below the limit is aimed at.
+        step = (limit * (1 - CLOSE / 3) - size) * slope
+        shift = shift + step
+        if not low < shift < high:
+            shift = (max(low, shift - 1.0) + high) / 2 if np.isfinite(high) else FINEST
+    progress("fit", TRIES, TRIES)
+    if best is None:
+        raise UnreachableBudget(
+            f"bytes={limit / 1e6:.2f}MB: the codes take {size / 1e6:.2f} MB at their coarsest; "
+            f"ask for bytes={size / 1e6 * 1.02:.2f}MB"
+        )
+    return best[0], best[2]
+
+
+def code_matrices(
+    student: Network, codings: Sequence[Coding], statistics: Mapping[str, MatrixStatistics], *, seed: int
+) -> Codes:
+    """Return the code of each matrix that a plan names."""
+    codes = {}
+    for coding in codings:
+        weight = student.model.get_parameter(coding.parameter).detach().numpy()
+        setting = Setting(coding.bits, coding.group, coding.rank)
+        codes[coding.parameter] = coder_named(coding.coder).code(
+            weight, statistics[coding.parameter], setting, seed=seed
+        )
+    return codes
+
+
+def file_bytes(student: Network, codes: Mapping[str, Coded]) -> int:
+    """Return the bytes of the weight file, to the last one: coded matrices, and float16 for all else."""
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+    for name, (shape, dtype) in saved_shapes(student.model).items():
+        if name in codes:
+            shapes[name + SUFFIX] = (len(pack(codes[name])),), torch.uint8
+        else:
+            shapes[name] = shape, torch.float16 if dtype.is_floating_point else dtype
+    return predicted_bytes(shapes)
+
+
+def rounded_anew(student: Network, name: str, code: Coded, shift: float) -> Coded:
+    """Return the code of a matrix as it is now, on the grid of an earlier code made ``shift`` bits finer."""
+    if not isinstance(code, Uniform):
+        return code
+    first, *others = code.scales
+    scales = (coarser(first, -shift), *others)
+    exact = student.model.get_parameter(name).detach().numpy().copy()
+    for grid in scales:
+        exact /= stretch(scale_of(grid), code.shape)
+    if code.zeros is not None:
+        exact -= stretch(code.zeros, code.shape)
+    return replace(code, integers=np.rint(exact).astype(np.int32), scales=scales)
+
+
+def coarser(exponents: Integers, octaves: float) -> Integers:
+    """Return exponents of scales that are ``octaves`` larger in the mean; some move by a sixteenth more than others."""
+    sixteenths = 16 * octaves
+    whole = int(np.floor(sixteenths))
+    order = np.arange(exponents.size).reshape(exponents.shape)
+    # Spread evenly, by the golden ratio's multiples: neighbours do not move alike.
+    more = (order * 0.6180339887498949) % 1.0 < sixteenths - whole
+    return np.asarray(exponents + whole + more, dtype=np.int32)
+
+
+def _continuous(name: str) -> bool:
+    return bool(getattr(coder_named(name), "continuous", False))
+
+
+def _moved(coding: Coding, shift: float) -> Coding:
+    if not _continuous(coding.coder):
+        return coding
+    return coding.model_copy(update={"bits": float(np.clip(coding.bits + shift, COARSEST / 2, FINEST))})

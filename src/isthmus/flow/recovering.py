@@ -1,0 +1,200 @@
+"""Recover: cut, train, code, and train again on the grids of the codes; kept in stages, so that it can go on."""
+
+from __future__ import annotations
+
+import time as clock
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from isthmus.budget import parse_budget
+from isthmus.flow.coding import code_matrices, fit_scales, fit_settings, student_statistics
+from isthmus.flow.efforts import coding_recipe, most_steps, recipe_for, step_seconds, steps_within, with_steps
+from isthmus.flow.order import Order
+from isthmus.flow.planning import Planned, kept_of
+from isthmus.flow.study import Study, cut
+from isthmus.flow.together import from_main
+from isthmus.network import Network
+from isthmus.plan import Plan
+from isthmus.progress import Progress, silent
+from isthmus.recovery.batches import TextBatches
+from isthmus.recovery.recipe import Recipe
+from isthmus.recovery.straight import straight_through
+from isthmus.recovery.train import Recovered, recover
+from isthmus.relevance.probe import measure_network
+from isthmus.storage.coded import Coded
+from isthmus.storage.holders import with_codes
+from isthmus.storage.stages import StageStore
+
+VERIFY_SECONDS = 60.0
+"""Kept free at the end of ``--time`` for exporting and measuring."""
+GROWTH = 0.01
+"""Weights that are trained on a grid spread a little, and with them their entropy: so much of the budget is kept."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network after recovery, its weights coded where the plan says so.
+
+    Parameters
+    ----------
+    distortion : dict of str to float
+        Nats from the original: predicted, measured before recovery and after it.
+    recipe, coding_recipe : Recipe or None
+        How it was trained after the cut, and on the grids of its codes; None where it was not.
+    """
+
+    network: Network
+    curves: list[dict[str, Any]]
+    distortion: dict[str, float]
+    recipe: Recipe | None
+    coding_recipe: Recipe | None
+
+
+def recover_stage(
+    study: Study, order: Order, planned: Planned, stages: StageStore, started: float, progress: Progress
+) -> Trained:
+    """Cut, train and code; weights on the way and at the end are kept in the stages."""
+    plan = planned.plan
+    kept = kept_of(plan)
+    progress("cut", 0, 1)
+    student = cut(study, kept)
+    before = measure_network(study.probe, _coded_at_once(study, plan, student))
+    progress("cut", 1, 1)
+    curves = [asdict(curve) for curve in planned.relevance.curves]
+    recipe: Recipe | None = None
+    coding: Recipe | None = None
+    # What lost no units has nothing to recover from before it is coded.
+    if order.effort != "none" and (kept or not plan.codings):
+        recipe = from_main(lambda: _recipe_stage(study, order, plan, student, stages, started, progress))
+        done = _train(study, order, plan, student, recipe, stages, "recovery", progress)
+        student, recipe = done.network, replace(recipe, steps=done.steps)
+        curves += _curves("recovery", done)
+    if plan.codings:
+        codes = _codes(study, plan, student, GROWTH if order.effort != "none" else 0.0, progress)
+        if order.effort != "none":
+            coding = from_main(lambda: _coding_recipe(study, order, plan, student, stages, started, progress))
+            with straight_through(student.model, codes):
+                done = _train(study, order, plan, student, coding, stages, "codes", progress)
+            student, coding = done.network, replace(coding, steps=done.steps)
+            curves += _curves("codes", done)
+            codes = fit_scales(student, codes, _limit(plan), progress)
+        student = with_codes(student, codes)
+    distortion = {
+        "predicted": plan.distortion,
+        "measured_before_recovery": before,
+        "measured_after_recovery": measure_network(study.probe, student),
+    }
+    return Trained(student, curves, distortion, recipe, coding)
+
+
+def _coded_at_once(study: Study, plan: Plan, student: Network) -> Network:
+    """Return the network as it would be without any training."""
+    return with_codes(student, _codes(study, plan, student, 0.0)) if plan.codings else student
+
+
+def _codes(
+    study: Study, plan: Plan, student: Network, spare: float, progress: Progress | None = None
+) -> dict[str, Coded]:
+    shown = progress or silent
+    statistics = student_statistics(study, student, plan.codings, shown)
+    if not spare:  # the plan's settings were fitted to these very weights
+        return code_matrices(student, plan.codings, statistics, seed=study.seed)
+    limit = _limit(plan) * (1 - spare)
+    return fit_settings(student, plan.codings, statistics, limit, seed=study.seed, progress=shown)[0]
+
+
+def _limit(plan: Plan) -> float:
+    """Return the bytes that the weight file may take; without a budget of bytes, those that were predicted."""
+    for limit in parse_budget(plan.budget).limits if "=" in plan.budget else ():
+        if limit.currency == "bytes":
+            return limit.amount(plan.original["bytes"])
+    return plan.predicted["bytes"]
+
+
+def _train(
+    study: Study,
+    order: Order,
+    plan: Plan,
+    student: Network,
+    recipe: Recipe,
+    stages: StageStore,
+    stage: str,
+    progress: Progress,
+) -> Recovered:
+    return recover(
+        student,
+        study.network,
+        study.texts,
+        recipe,
+        kept=kept_of(plan),
+        seed=order.seed,
+        task=study.task,
+        stages=stages,
+        stage=stage,
+        progress=progress,
+    )
+
+
+def _curves(stage: str, recovered: Recovered) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": f"{stage}: {name.removeprefix('recovery: ')}",
+            "unit": unit,
+            "points": [list(point) for point in points],
+        }
+        for name, unit, points in recovered.curves
+    ]
+
+
+def _with_labels(study: Study, recipe: Recipe) -> Recipe:
+    return replace(recipe, labels=0.1) if len(study.task.pairs) or len(study.task.labelled) else recipe
+
+
+def _coding_recipe(
+    study: Study, order: Order, plan: Plan, student: Network, stages: StageStore, started: float, progress: Progress
+) -> Recipe:
+    """Decide how many steps to train on the grids of the codes."""
+    weights = np.array([coding.bytes for coding in plan.codings], dtype=float)
+    bits = float(np.average([coding.bits for coding in plan.codings], weights=np.maximum(weights, 1)))
+    recipe = coding_recipe(order.effort, bits, classifier=study.network.pooling == "logits")
+    return _timed(study, order, _with_labels(study, recipe), student, stages, "preflight-codes", started, 1.0, progress)
+
+
+def _recipe_stage(
+    study: Study, order: Order, plan: Plan, student: Network, stages: StageStore, started: float, progress: Progress
+) -> Recipe:
+    """Decide how many steps to train after the cut."""
+    share = plan.predicted["params"] / plan.original["params"]
+    recipe = _with_labels(study, recipe_for(order.effort, share, classifier=study.network.pooling == "logits"))
+    part = 0.5 if plan.codings else 1.0  # the rest of the time is for training on the grids of the codes
+    return _timed(study, order, recipe, student, stages, "preflight", started, part, progress)
+
+
+def _timed(
+    study: Study,
+    order: Order,
+    recipe: Recipe,
+    student: Network,
+    stages: StageStore,
+    stage: str,
+    started: float,
+    part: float,
+    progress: Progress,
+) -> Recipe:
+    """Fit the steps into a part of the time that is left; kept as a stage, for a resumed run must decide the same."""
+    if order.time is not None and not stages.done(stage):
+        batches = TextBatches(study.texts, student, study.network, size=recipe.batch, seed=order.seed)
+        seconds = step_seconds(student, study.network, batches)
+        left = part * (order.time - (clock.monotonic() - started) - VERIFY_SECONDS)
+        recipe = with_steps(replace(recipe, steps=most_steps()), steps_within(seconds, left, len(batches)))
+        stages.save(stage, {}, {"steps": recipe.steps, "seconds": list(seconds)})
+    if stages.done(stage):
+        recipe = with_steps(replace(recipe, steps=most_steps()), int(stages.load(stage)[1]["steps"]))
+    weights = sum(parameter.numel() * 4 for parameter in student.model.parameters())
+    whole = sum(parameter.numel() * 4 for parameter in study.network.model.parameters())
+    progress(
+        "preflight", 1, 1, f"{recipe.steps} steps, about {(4 * weights + whole) / 1e6:.0f} MB for weights and moments"
+    )
+    return recipe
