@@ -45,7 +45,7 @@ NEEDS = ("stsb",)
 STEPS = (1.5e-4, 3e-4, 4.5e-4)
 """About 3, 2 and 1.5 bits a weight of all-MiniLM-L6-v2."""
 TEMPERING = 0.5
-ROUNDS = 5
+ROUNDS = 3
 SMALLER, FAST = 0.10, 100.0
 """Targets: the share of bytes that ours has less than either of them; MB of float32 weights read in a second."""
 

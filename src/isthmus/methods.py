@@ -23,8 +23,8 @@ class MethodInfo:
     Parameters
     ----------
     name : str
-        What ``--method`` takes, or the name of a metric.
-    role : {"method", "measure"}
+        What ``--method`` or ``--codes`` takes, or the name of a metric.
+    role : {"method", "coder", "measure"}
     slug : str or None
         Its row in the catalogue of papers.
     family : str
@@ -42,7 +42,7 @@ class MethodInfo:
     """
 
     name: str
-    role: Literal["method", "measure"]
+    role: Literal["method", "coder", "measure"]
     slug: str | None
     family: str
     file: str
@@ -53,11 +53,16 @@ class MethodInfo:
 
 
 def methods() -> list[MethodInfo]:
-    """Return every method of relevance and every measure, in the order of their registries."""
+    """Return every method of relevance, every coder and every measure, in the order of their registries."""
+    from isthmus.bottlenecks.registry import CODERS
     from isthmus.relevance.registry import ESTIMATORS
 
     verdicts = read_verdicts(_CLAIMS)
-    return [*(_method(name, make(), verdicts) for name, make in ESTIMATORS.items()), *_measures(verdicts)]
+    return [
+        *(_method(name, make(), verdicts) for name, make in ESTIMATORS.items()),
+        *(_coder(name, make(), verdicts) for name, make in CODERS.items()),
+        *_measures(verdicts),
+    ]
 
 
 def _method(name: str, estimator: Any, verdicts: dict[str, str]) -> MethodInfo:
@@ -73,6 +78,20 @@ def _method(name: str, estimator: Any, verdicts: dict[str, str]) -> MethodInfo:
         engines=_RUN_BY,
         verdict=verdicts.get(slug or "", verdicts.get(name)),
         summary=_summary(type(estimator)),
+    )
+
+
+def _coder(name: str, coder: Any, verdicts: dict[str, str]) -> MethodInfo:
+    return MethodInfo(
+        name=name,
+        role="coder",
+        slug=coder.slug,
+        family=coder.family,
+        file=_file(type(coder)),
+        kinds=("matrix",),
+        engines=_RUN_BY,
+        verdict=verdicts.get(coder.slug or "", verdicts.get(name)),
+        summary=_summary(type(coder)),
     )
 
 
@@ -122,7 +141,8 @@ def read_verdicts(folder: Path) -> dict[str, str]:
 def markdown(infos: Sequence[MethodInfo]) -> str:
     """Return the tables of methods and of measures as Markdown."""
     parts = []
-    for role, heading in (("method", "Methods of relevance"), ("measure", "Measures")):
+    headings = (("method", "Methods of relevance"), ("coder", "Coders of matrices"), ("measure", "Measures"))
+    for role, heading in headings:
         rows = [info for info in infos if info.role == role]
         parts.append(f"## {heading}\n")
         parts.append("| name | what it does | paper | family | kinds of site | engines | claim | file |")

@@ -104,6 +104,12 @@ def show_plan(plan: Plan) -> None:
     ]
     title = f"plan for {plan.network}: {plan.budget} by {plan.method}, seed {plan.seed}"
     _show(title, ("site", "kind", "stays", "units", "share", "predicted loss"), rows, words=3)
+    if plan.codings:
+        codes = [
+            (coding.parameter, coding.coder, f"{coding.bits:.2f}", si(coding.bytes, "B"), nats(coding.distortion))
+            for coding in plan.codings
+        ]
+        _show("codes", ("matrix", "coder", "bits", "takes", "predicted loss"), codes, words=2)
     _show_rates(plan.original, plan.predicted, _wanted(plan))
     print(f"predicted loss before recovery: {nats(plan.distortion)}")
     for note in plan.notes:

@@ -72,10 +72,8 @@ def quantize_openvino(
 def _weight_options(nncf: Any, precision: str, group: int) -> dict[str, Any]:
     if precision == "int8":
         return {"mode": nncf.CompressWeightsMode.INT8_SYM}
-    from nncf.quantization.advanced_parameters import GroupSizeFallbackMode
-
     advanced = nncf.AdvancedCompressionParameters(
-        group_size_fallback_mode=GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=min(LEAST_GROUP, group)
+        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=min(LEAST_GROUP, group)
     )
     return {
         "mode": nncf.CompressWeightsMode.INT4_SYM,

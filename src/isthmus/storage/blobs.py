@@ -192,12 +192,13 @@ def _bound(matrix: Integers) -> int:
     if len(bounds) == 1:
         return bounds[0]
     counts = np.bincount(np.abs(matrix).ravel())
+    signed = int(matrix.min()) < 0
 
     def size(bound: int) -> float:
         within = counts[: bound + 1].copy()
         within[-1] += counts[bound + 1 :].sum()
-        # Either sign is as likely, and each number beyond takes two bytes or so.
-        both = np.concatenate([within[:0:-1] / 2, within]).astype(np.int64)
+        # Either sign is as likely where both occur, and each number beyond takes two bytes or so.
+        both = np.concatenate([within[:0:-1] / 2, within[:1], within[1:] / 2]).astype(np.int64) if signed else within
         return entropy.coded_bytes(both[None, :]) + 2 * float(within[-1])
 
     return min(bounds, key=size)

@@ -30,7 +30,7 @@ class BitNet:
         Take the mean of the magnitudes instead of their median.
     """
 
-    name: ClassVar[str] = "ternary"
+    name: ClassVar[str] = "bitnet"
     slug: ClassVar[str | None] = "bitnet-b158-reloaded"
     family: ClassVar[str] = "bits"
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -49,7 +49,7 @@ class Comq:
         If the order is another, or there is no sweep.
     """
 
-    name: ClassVar[str] = "coordinate descent"
+    name: ClassVar[str] = "comq"
     slug: ClassVar[str | None] = "comq"
     family: ClassVar[str] = "bits"
     needs: ClassVar[frozenset[str]] = frozenset({"moments"})

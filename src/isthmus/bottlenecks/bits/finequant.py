@@ -31,7 +31,7 @@ class FineQuant:
         Columns of the smallest group.
     """
 
-    name: ClassVar[str] = "adaptive groups"
+    name: ClassVar[str] = "finequant"
     slug: ClassVar[str | None] = "finequant"
     family: ClassVar[str] = "bits"
     needs: ClassVar[frozenset[str]] = frozenset()

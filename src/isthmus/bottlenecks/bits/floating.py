@@ -33,7 +33,7 @@ class Fp6:
     28, to the nearest 16th of an octave at which no weight clips.
     """
 
-    name: ClassVar[str] = "six-bit floating point"
+    name: ClassVar[str] = "fp6"
     slug: ClassVar[str | None] = "zeroquant-4plus2"
     family: ClassVar[str] = "bits"
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -37,7 +37,7 @@ class OutlierSplit:
         Share of the columns that may be kept apart, the strongest first, one always being allowed.
     """
 
-    name: ClassVar[str] = "outlier columns apart"
+    name: ClassVar[str] = "llm-int8"
     slug: ClassVar[str | None] = "llm-int8"
     family: ClassVar[str] = "bits"
     needs: ClassVar[frozenset[str]] = frozenset({"moments"})

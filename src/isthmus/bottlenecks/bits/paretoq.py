@@ -43,7 +43,7 @@ class ParetoQ:
         best for 1.58 and 2 bits.
     """
 
-    name: ClassVar[str] = "grids by width"
+    name: ClassVar[str] = "paretoq"
     slug: ClassVar[str | None] = "paretoq"
     family: ClassVar[str] = "bits"
     needs: ClassVar[frozenset[str]] = frozenset()

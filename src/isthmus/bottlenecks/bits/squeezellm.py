@@ -47,7 +47,7 @@ class SqueezeLlm:
         Of k-means, at most.
     """
 
-    name: ClassVar[str] = "dense and sparse"
+    name: ClassVar[str] = "squeezellm"
     slug: ClassVar[str | None] = "squeezellm"
     family: ClassVar[str] = "bits"
     needs: ClassVar[frozenset[str]] = frozenset({"sensitivity"})
