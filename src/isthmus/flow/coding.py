@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ PRICES = tuple(float(price) for price in np.geomspace(1e-10, 1e-4, 13))
 CLOSE = 0.003
 """A file is fitted until it is within this of the budget, from below."""
 TRIES = 8
+FRONTIER = 12
+"""Budgets at which the frontier is shown."""
 
 Codes = dict[str, Coded]
 
@@ -66,49 +69,77 @@ def curves_of(study: Study, coders: Sequence[str], progress: Progress = silent) 
     return measure_curves(study.probe, statistics, made, seed=study.seed, progress=progress)
 
 
-def joint_plan(
-    study: Study,
-    nats: Relevances,
-    curves: Curves,
-    rates: Mapping[str, Rate],
-    limits: Mapping[str, float],
-    original: Mapping[str, float],
-) -> tuple[Joint, list[Joint]]:
-    """Spend a budget of bytes over units and bits together; all other limits hold as well.
+@dataclass(frozen=True)
+class JointProblem:
+    """A budget of bytes to be spent over units and bits; all limits hold.
 
-    Returns
-    -------
-    Joint
-        The best.
-    list of Joint
-        All that were looked at, by price.
-
-    Raises
-    ------
-    UnreachableBudget
-        If the budget cannot be met even with the coarsest codes.
+    Parameters
+    ----------
+    nats : mapping of str to ndarray
+        Relevance by site.
+    curves : mapping of str to tuple of Candidate
+        What coding each matrix of the original saves and loses.
     """
-    model, sites = study.network.model, study.sites
-    entries = {name: float(model.get_parameter(name).numel()) for name in curves}
-    kinds = {site.name: site.kind for site in sites}
-    header = Term(float(header_bytes(saved_shapes(model))))
-    weight = LASTING["matrix"]
 
-    def solve(price: float) -> Joint:
-        chosen = choose(curves, entries, price, weight)
-        bits = {name: one.bits for name, one in chosen.items()}
-        coded = coded_bytes_rate(model, sites, bits)
-        whole = Rate("bytes", (*coded.terms, header))
-        allocation = allocate_lasting(study, nats, {**rates, "bytes": whole}, limits, original)
+    study: Study
+    nats: Relevances
+    curves: Curves
+    rates: Mapping[str, Rate]
+    limits: Mapping[str, float]
+    original: Mapping[str, float]
+
+    @cached_property
+    def entries(self) -> dict[str, float]:
+        """The weights of each matrix."""
+        return {name: float(self.study.network.model.get_parameter(name).numel()) for name in self.curves}
+
+    @cached_property
+    def header(self) -> Term:
+        """The bytes in front of the tensors: the original's are the most that they can be."""
+        return Term(float(header_bytes(saved_shapes(self.study.network.model))))
+
+    def at(self, price: float) -> Joint:
+        """Return the joint allocation at a price, nats a byte.
+
+        Raises
+        ------
+        UnreachableBudget
+            If the limits cannot be kept with the codes that are cheapest at this price.
+        """
+        model, sites = self.study.network.model, self.study.sites
+        kinds = {site.name: site.kind for site in sites}
+        weight = LASTING["matrix"]
+        chosen = choose(self.curves, self.entries, price, weight)
+        coded = coded_bytes_rate(model, sites, {name: one.bits for name, one in chosen.items()})
+        whole = Rate("bytes", (*coded.terms, self.header))
+        allocation = allocate_lasting(self.study, self.nats, {**self.rates, "bytes": whole}, self.limits, self.original)
         lost = sum(LASTING.get(kinds[name], 1.0) * value for name, value in allocation.distortion.items())
-        left = _left(study, entries, allocation.kept)
+        left = share_left(self.study, self.entries, allocation.kept)
         lost += weight * sum(left[name] * one.nats for name, one in chosen.items())
         return Joint(price, allocation, chosen, lost, float(whole(kept_counts(sites, allocation.kept))))
 
-    return search(solve, PRICES)
+
+def frontier_of(problem: JointProblem, best: Joint, count: int = FRONTIER) -> list[Joint]:
+    """Return the best joint allocations at other budgets of bytes, from a third of this one to three times as much.
+
+    The price is looked for near that of the neighbouring budget.
+    """
+    limit = problem.limits["bytes"]
+    found = [best]
+    for factors in (np.geomspace(1, 3, count // 2)[1:], np.geomspace(1, 1 / 3, count // 2)[1:]):
+        price = best.price
+        for factor in factors:
+            moved = replace(problem, limits={**problem.limits, "bytes": min(limit * factor, problem.original["bytes"])})
+            try:
+                near, _ = search(moved.at, (price / 4, price, price * 4), refine=1)
+            except UnreachableBudget:
+                break
+            price = near.price
+            found.append(near)
+    return sorted(found, key=lambda one: one.bytes)
 
 
-def _left(study: Study, entries: Mapping[str, float], kept: Mapping[str, Sequence[int]]) -> dict[str, float]:
+def share_left(study: Study, entries: Mapping[str, float], kept: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Return the share of each matrix that stays."""
     shapes = predicted_shapes(study.network.model, study.sites, kept)
     after = narrowed_names(entries, study.sites, kept)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from isthmus.allocation.joint import Joint, choose
-from isthmus.allocation.problem import Allocation
+import numpy as np
+
+from isthmus.allocation.joint import Joint, choose, search
 from isthmus.bottlenecks.curves import Curves
 from isthmus.bottlenecks.registry import coder
 from isthmus.budget import Budget
+from isthmus.cost.predict import kept_counts, parameter_rate
+from isthmus.errors import UnreachableBudget
 from isthmus.flow.coding import (
     PRICES,
+    JointProblem,
     codings_of,
     curves_of,
     file_bytes,
     fit_settings,
-    joint_plan,
+    frontier_of,
+    share_left,
     student_statistics,
 )
 from isthmus.flow.planning import Planned, as_plan, estimate, flat_relevance
@@ -25,10 +33,12 @@ from isthmus.flow.together import from_main
 from isthmus.plan import Coding
 from isthmus.progress import Progress, silent
 from isthmus.relevance.estimator import Relevance
+from isthmus.sites import Site
 
 NEGLIGIBLE = 0.02
 """Nats: where coding alone is predicted to lose no more than this, nothing is taken away."""
 TYPICAL_BITS = 2.5
+FITS, LESS = 6, 0.97
 SMALLEST_SHARE, LARGEST_SHARE = 0.1, 0.7
 
 
@@ -50,35 +60,86 @@ def make_joint_plan(
     original = original_rates(study, rates)
     limits = limits_of(budget, original)
     curves: Curves = from_main(lambda: curves_of(study, codes, progress))
-    flat = Relevance(method, flat_relevance(study))
-    relevance = flat
+    relevance = Relevance(method, flat_relevance(study))
+    problem = JointProblem(study, relevance.nats, curves, rates, limits, original)
     # An unreachable budget is refused before any time is spent on relevance.
-    joint, _ = from_main(lambda: joint_plan(study, flat.nats, curves, rates, limits, original))
+    joint, _ = from_main(lambda: search(problem.at, PRICES))
     alone = _codes_alone(study, curves, limits["bytes"])
     if alone > NEGLIGIBLE or len(limits) > 1:
         share = _share(study, limits["bytes"])
-        half = rates_for(study, ["params"])
-        whole = original_rates(study, half)
-        asked = (half, {"params": share * whole["params"]}, whole)
+        params = rates_for(study, ["params"])
+        whole = original_rates(study, params)
+        asked = (params, {"params": share * whole["params"]}, whole)
         relevance = from_main(lambda: estimate(study, method, budget=asked, effort=effort, progress=progress))
-        progress("allocate", 0, 1)
-        joint, _ = from_main(lambda: joint_plan(study, relevance.nats, curves, rates, limits, original))
-        progress("allocate", 1, 1)
-    else:
-        joint = Joint(joint.price, Allocation({}, {}, {}), joint.chosen, alone, joint.bytes)
+        problem = replace(problem, nats=relevance.nats)
+    else:  # nothing needs to go
+        problem = replace(problem, nats={name: np.full(len(nats), 1e3) for name, nats in relevance.nats.items()})
+        relevance = Relevance(method, {})
+    progress("allocate", 0, 1)
+    joint, codings, size = from_main(lambda: _fitted(problem, progress))
+    frontier = from_main(lambda: frontier_of(problem, joint))
+    progress("allocate", 1, 1)
     plan = as_plan(study, budget, method, joint.allocation, rates, relevance, ())
-    student = cut(study, joint.allocation.kept)
-    codings = codings_of(study, joint)
-
-    def fit() -> tuple[tuple[Coding, ...], int]:
-        statistics = student_statistics(study, student, codings, progress)
-        made, fitted = fit_settings(student, codings, statistics, limits["bytes"], seed=study.seed, progress=progress)
-        return fitted, file_bytes(student, made)
-
-    fitted, size = from_main(fit)
-    lost = plan.distortion + sum(coding.distortion for coding in fitted)
+    lost = plan.distortion + sum(coding.distortion for coding in codings)
     predicted = {**plan.predicted, "bytes": float(size)}
-    return Planned(plan.model_copy(update={"codings": fitted, "predicted": predicted, "distortion": lost}), relevance)
+    plan = plan.model_copy(update={"codings": codings, "predicted": predicted, "distortion": lost})
+    return Planned(plan, relevance, tuple(_point(problem, one) for one in frontier))
+
+
+def _fitted(problem: JointProblem, progress: Progress) -> tuple[Joint, tuple[Coding, ...], int]:
+    """Return the joint allocation, its codes fitted to the very weights that stay, and the bytes of the file.
+
+    Where no coder takes any number of bits, a file that is too large is planned again with that much less.
+    """
+    study, limit = problem.study, problem.limits["bytes"]
+    aimed = problem
+    for attempt in range(FITS):
+        joint, _ = search(aimed.at, PRICES)
+        student = cut(study, joint.allocation.kept)
+        codings = codings_of(study, joint)
+        statistics = student_statistics(study, student, codings, progress)
+        try:
+            codes, fitted = fit_settings(student, codings, statistics, limit, seed=study.seed, progress=progress)
+        except UnreachableBudget:
+            if attempt == FITS - 1:
+                raise
+            aimed = replace(aimed, limits={**aimed.limits, "bytes": aimed.limits["bytes"] * LESS})
+        else:
+            break
+    return joint, fitted, file_bytes(student, codes)
+
+
+def _point(problem: JointProblem, joint: Joint) -> dict[str, Any]:
+    """Return a joint allocation as a point of the frontier, as the report shows it."""
+    sites = problem.study.sites
+    kept = joint.allocation.kept
+    counts: dict[str, list[int]] = {}
+    gone = {site.name for site in sites if _gone(site, sites, kept)}
+    for site in sites:
+        own = counts.setdefault(site.kind, [0, 0])
+        own[0] += 0 if site.name in gone else len(kept.get(site.name, range(site.units)))
+        own[1] += site.units
+    left = share_left(problem.study, problem.entries, kept)
+    weights = {name: left[name] * count for name, count in problem.entries.items()}
+    coded = sum(weights[name] * one.bits for name, one in joint.chosen.items())
+    coders = Counter(one.coder for name, one in joint.chosen.items() if weights[name])
+    params = parameter_rate(problem.study.network.model, sites)
+    return {
+        "bytes": joint.bytes,
+        "distortion": joint.distortion,
+        "params_share": float(params(kept_counts(sites, kept)) / params(kept_counts(sites))),
+        "bits": coded / max(sum(weights.values()), 1.0),
+        "kept": {kind: stays / whole for kind, (stays, whole) in counts.items()},
+        "coders": dict(coders),
+    }
+
+
+def _gone(site: Site, sites: Sequence[Site], kept: Mapping[str, Sequence[int]]) -> bool:
+    """Return whether a site lies in a layer that goes."""
+    layers = next((one for one in sites if one.kind == "layers"), None)
+    return (
+        layers is not None and site.layer is not None and site.layer not in kept.get(layers.name, range(layers.units))
+    )
 
 
 def _codes_alone(study: Study, curves: Curves, limit: float) -> float:

@@ -134,6 +134,7 @@ def _keep_plan(planned: Planned, stages: StageStore) -> None:
         "plan": planned.plan.model_dump(mode="json"),
         "curves": [asdict(curve) for curve in planned.relevance.curves],
         "details": dict(planned.relevance.details),
+        "frontier": [dict(point) for point in planned.frontier],
     }
     stages.save("plan", nats, written)
 
@@ -145,7 +146,7 @@ def _kept_plan(stages: StageStore) -> Planned:
     )
     plan = Plan.model_validate(data["plan"])
     nats = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return Planned(plan, Relevance(plan.method, nats, found, data["details"]))
+    return Planned(plan, Relevance(plan.method, nats, found, data["details"]), tuple(data["frontier"]))
 
 
 def _decide(study: Study, order: Order, progress: Progress) -> Planned:
@@ -210,7 +211,7 @@ def _finish(
     page = records.narrow_page(
         study, plan, planned.relevance if planned.relevance.nats else None, rows, limits=limits, distortion=distortion,
         measured=measured, curves=curves, examples=changed_most(study.network, opened, study.task), record=made,
-        floor=order.keep, warnings=warnings,
+        floor=order.keep, warnings=warnings, frontier=planned.frontier,
     )  # fmt: skip
     made = update_record(folder, {"measurements": made["measurements"], "seconds": made["seconds"]})
     write(page, folder / REPORT_FILE)

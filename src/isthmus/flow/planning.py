@@ -38,10 +38,11 @@ LATENCY_TRIES = 4
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and the relevance it was made from."""
+    """A plan, the relevance it was made from, and what the solver found at other budgets (as the report shows it)."""
 
     plan: Plan
     relevance: Relevance
+    frontier: tuple[Mapping[str, Any], ...] = ()
 
 
 def estimate(

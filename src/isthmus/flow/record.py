@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,12 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.cost.predict import kept_counts, macs_rate, parameter_rate
+from isthmus.cost.predict import kept_counts, macs_rate, narrowed_names, parameter_rate, predicted_shapes
 from isthmus.cost.rates import Rate, presence
 from isthmus.flow.study import Study
 from isthmus.plan import Plan
 from isthmus.relevance.estimator import Relevance
-from isthmus.report import Curve, Distortion, EngineRow, Example, Quality, ReportData, Saving, SiteRow
+from isthmus.report import (
+    CodeRow,
+    Curve,
+    Distortion,
+    EngineRow,
+    Example,
+    FrontierPoint,
+    Quality,
+    ReportData,
+    Saving,
+    SiteRow,
+)
 from isthmus.report.bins import binned, kept_shares
 from isthmus.sites import Site
 
@@ -94,6 +107,31 @@ def _layer_gone(site: Site, plan: Plan) -> bool:
     return site.layer is not None and layers is not None and site.layer not in layers.keep
 
 
+def code_rows(study: Study, plan: Plan) -> list[CodeRow]:
+    """Return one row a coded matrix: what it takes, beside what it took in the original."""
+    model, kept = study.network.model, {decision.site: decision.keep for decision in plan.decisions}
+    shapes = predicted_shapes(model, study.sites, kept)
+    original = dict(model.named_parameters())
+    before = {after: name for name, after in narrowed_names(original, study.sites, kept).items()}
+    rows = []
+    for coding in plan.codings:
+        whole = original[before[coding.parameter]]
+        layer = re.search(r"\.(\d+)\.", coding.parameter)
+        rows.append(
+            CodeRow(
+                parameter=coding.parameter,
+                layer=None if layer is None else int(layer[1]),
+                coder=coding.coder,
+                bits=coding.bits,
+                weights=math.prod(shapes[coding.parameter]),
+                original_bytes=float(whole.numel() * whole.element_size()),
+                bytes=float(coding.bytes),
+                predicted_distortion=coding.distortion,
+            )
+        )
+    return rows
+
+
 def savings(rows: Sequence[Mapping[str, Any]], plan: Plan, limits: Mapping[str, float]) -> list[Saving]:
     """Return what was saved in each currency, measured, beside what the plan predicted and the budget allowed."""
     original, narrowed = rows
@@ -128,6 +166,7 @@ def narrow_page(
     record: Mapping[str, Any],
     floor: float | None,
     warnings: Sequence[str],
+    frontier: Sequence[Mapping[str, Any]] = (),
 ) -> ReportData:
     """Return the page of a narrowed network."""
     original, narrowed = rows
@@ -151,6 +190,8 @@ def narrow_page(
             wanted=floor,
         ),
         sites=site_rows(study, relevance, plan, measured),
+        codes=code_rows(study, plan),
+        frontier=[FrontierPoint(**point) for point in frontier],
         distortion=Distortion(**distortion),
         curves=[Curve(**curve) for curve in curves],
         examples=[Example(**example) for example in examples],
@@ -174,5 +215,5 @@ def _short(record: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out of the page what it shows elsewhere, or what would fill it (the indices of kept units)."""
     left = {name: value for name, value in record.items() if name not in ("plan", "curves", "files", "digest")}
     plan = record["plan"]
-    left["plan"] = {name: value for name, value in plan.items() if name != "decisions"}
+    left["plan"] = {name: value for name, value in plan.items() if name not in ("decisions", "codings")}
     return left
