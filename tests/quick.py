@@ -41,7 +41,7 @@ def export_once(network: Any, engine: str, _: Path) -> Path:
 def hurry(item: Callable[[Any, str, Any], None], attribute: Callable[[Any, str, Any], None]) -> None:
     """Change what takes long, by ``monkeypatch.setitem`` and ``monkeypatch.setattr`` or for good."""
     from isthmus.allocation import problem
-    from isthmus.export import bench
+    from isthmus.export import bench, saved
     from isthmus.flow import efforts, floors
     from isthmus.recovery.train import recover
     from isthmus.relevance import vib
@@ -53,7 +53,7 @@ def hurry(item: Callable[[Any, str, Any], None], attribute: Callable[[Any, str, 
         item(problem.LEVELS, kind, 8)
     attribute(floors, "SEARCH_STEPS", 4)
     attribute(bench, "measure_peak", lambda *_: 1_000_000)
-    attribute(bench, "export_network", export_once)
+    attribute(saved, "export_network", export_once)
     # The state of a recovery is kept after every step, not once a minute.
     item(recover.__kwdefaults__, "save_seconds", 0.0)
 

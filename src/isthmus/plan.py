@@ -97,7 +97,7 @@ class Plan(_Record):
     """The decisions for a whole network.
 
     ``predicted`` and ``original`` give the rates (params, bytes, macs, latency in ms) by currency; ``distortion``
-    is the predicted loss in nats before recovery.
+    is the predicted loss in nats before recovery. ``precision`` is that of what the engine runs.
     """
 
     version: int = PLAN_VERSION
@@ -108,6 +108,7 @@ class Plan(_Record):
     seed: int
     decisions: tuple[Decision, ...]
     codings: tuple[Coding, ...] = ()
+    precision: str = "float32"
     original: dict[str, float] = {}
     predicted: dict[str, float] = {}
     distortion: float = 0.0

@@ -33,6 +33,9 @@ Effort = Annotated[
 Codes = Annotated[
     str, typer.Option("--codes", metavar="NAME,...", help="How bytes may be saved besides taking units away; or none.")
 ]
+Precision = Annotated[
+    str, typer.Option("--precision", metavar="NAME", help="What the engine computes in: float32, w8a8, int8 or int4.")
+]
 Time = Annotated[str | None, typer.Option("--time", metavar="20min", help="At most this long: 90s, 20min or 1h.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same artifact.")]
 PlanSeed = Annotated[

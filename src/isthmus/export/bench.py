@@ -12,8 +12,9 @@ import numpy as np
 from isthmus.cost.measure import count_parameters, measure_macs
 from isthmus.cost.predict import example_inputs
 from isthmus.errors import BadInput
-from isthmus.export.engines import engine_batches, export_network, find_engine
+from isthmus.export.engines import engine_batches, find_engine
 from isthmus.export.peak import measure_peak
+from isthmus.export.saved import exported, precision_of
 from isthmus.export.timing import time_exported
 from isthmus.progress import Progress, silent
 
@@ -57,8 +58,8 @@ def bench_networks(
     -------
     list of dict
         For each network ``name, params, macs`` (of one sequence of ``macs_length`` tokens), ``latency_ms`` (median of
-        a batch), ``latency_spread`` (its quartiles), ``engine, batch, length`` (mean tokens of a text that are not
-        padding) and ``peak_bytes``.
+        a batch), ``latency_spread`` (its quartiles), ``engine, precision, batch, length`` (mean tokens of a text that
+        are not padding) and ``peak_bytes``.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def bench_networks(
         paths, batches, peaks, lengths = {}, {}, {}, {}
         for step, (key, network) in enumerate(zip(keys, networks, strict=True)):
             progress("bench", 2 * step, steps, f"export {network.name}")
-            paths[key] = export_network(network, engine, Path(folder) / key)
+            paths[key] = exported(network, engine, Path(folder) / key)
             batches[key] = engine_batches(network, chosen, batch)
             lengths[key] = _mean_length(batches[key])
             progress("bench", 2 * step + 1, steps, f"memory of {network.name}")
@@ -99,6 +100,7 @@ def bench_networks(
             "latency_ms": timed[key].median_ms,
             "latency_spread": (timed[key].low_ms, timed[key].high_ms),
             "engine": engine,
+            "precision": precision_of(network, engine),
             "batch": batch,
             "length": lengths[key],
             "peak_bytes": peaks[key],

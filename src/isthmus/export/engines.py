@@ -142,7 +142,13 @@ def engine_embed(
     callable
         From texts to a float32 array of shape ``(texts, width)``, in the order given.
     """
-    runner = load_runner(engine, export_network(network, engine, folder), threads)
+    return runner_embed(network, load_runner(engine, export_network(network, engine, folder), threads), batch_size)
+
+
+def runner_embed(
+    network: Network, runner: Runner, batch_size: int = 32
+) -> Callable[[Sequence[str]], np.ndarray[Any, Any]]:
+    """Return a function that embeds texts in an engine, from texts to a float32 array of shape ``(texts, width)``."""
 
     def embed(texts: Sequence[str]) -> np.ndarray[Any, Any]:
         import numpy as np

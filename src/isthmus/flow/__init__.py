@@ -81,6 +81,7 @@ def plan(
     method: str = "vib",
     effort: str = "fast",
     codes: str = DEFAULT_CODES,
+    precision: str = "float32",
     seed: int = 0,
     engine: str = "openvino",
     progress: Progress | None = None,
@@ -98,6 +99,8 @@ def plan(
         How long gates are trained, for methods that train.
     codes : str
         The coders that a budget of bytes may be met with, parted by commas; ``none`` leaves weights plain.
+    precision : str
+        What the engine computes in: ``float32``, or ``w8a8``, ``int8`` or ``int4``, see ``isthmus.export.quantized``.
 
     Returns
     -------
@@ -110,7 +113,7 @@ def plan(
     BadInput
         If a method, effort or engine is unknown.
     """
-    from isthmus.export.engines import find_engine
+    from isthmus.export.quantized import check_precision
     from isthmus.flow.efforts import check_effort
     from isthmus.flow.floors import search_floor
     from isthmus.flow.planning import make_plan
@@ -121,12 +124,14 @@ def plan(
     get(method)
     check_effort(effort)
     coders = _coders(codes)
-    find_engine(engine)
+    check_precision(engine, precision)
     budget = None if to is None else parse_budget(to)
     study = start_study(network, task, seed=seed, engine=engine)
     if budget is None:
         return search_floor(study, floor or 1.0, method=method, progress=progress or silent).plan
-    return make_plan(study, budget, method=method, effort=effort, codes=coders, progress=progress or silent).plan
+    return make_plan(
+        study, budget, method=method, effort=effort, codes=coders, precision=precision, progress=progress or silent
+    ).plan
 
 
 def narrow(
@@ -139,6 +144,7 @@ def narrow(
     method: str = "vib",
     effort: str = "fast",
     codes: str = DEFAULT_CODES,
+    precision: str = "float32",
     time: float | None = None,
     seed: int | None = None,
     engine: str = "openvino",
@@ -156,6 +162,8 @@ def narrow(
         How long to train; ``none`` cuts and codes only.
     codes : str
         The coders that a budget of bytes may be met with, parted by commas; ``none`` leaves weights plain.
+    precision : str
+        What the engine computes in: ``float32``, or ``w8a8``, ``int8`` or ``int4``, see ``isthmus.export.quantized``.
     time : float, optional
         Seconds that the whole may take; recovery is shortened or lengthened to fit.
     seed : int, optional
@@ -176,7 +184,7 @@ def narrow(
     BadInput
         If an option is unknown, the output folder is not empty, or stages of other arguments are to be resumed.
     """
-    from isthmus.export.engines import find_engine
+    from isthmus.export.quantized import check_precision
     from isthmus.flow.efforts import check_effort
     from isthmus.flow.narrowing import narrow as carry_out
     from isthmus.flow.order import Order
@@ -187,7 +195,7 @@ def narrow(
     get(method)
     check_effort(effort)
     coders = _coders(codes)
-    find_engine(engine)
+    check_precision(engine, precision)
     if to is not None:
         parse_budget(to)
     folder = None if out is None else Path(out)
@@ -195,7 +203,7 @@ def narrow(
         check_output(folder)
     if seed is None:
         seed = 0 if plan is None else plan.seed
-    order = Order(to, floor, plan, plan.method if plan else method, effort, coders, time, seed, engine)
+    order = Order(to, floor, plan, plan.method if plan else method, effort, coders, precision, time, seed, engine)
     return carry_out(network, task, order, out=folder, resume=resume, progress=progress or silent)
 
 

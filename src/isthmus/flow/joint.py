@@ -79,7 +79,7 @@ def make_joint_plan(
     joint, codings, size = from_main(lambda: _fitted(problem, progress))
     frontier = from_main(lambda: frontier_of(problem, joint))
     progress("allocate", 1, 1)
-    plan = as_plan(study, budget, method, joint.allocation, rates, relevance, ())
+    plan = as_plan(study, budget, method, joint.allocation, rates, relevance, (), original)
     lost = plan.distortion + sum(coding.distortion for coding in codings)
     predicted = {**plan.predicted, "bytes": float(size)}
     plan = plan.model_copy(update={"codings": codings, "predicted": predicted, "distortion": lost})

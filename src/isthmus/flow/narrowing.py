@@ -17,6 +17,8 @@ import torch
 
 from isthmus.budget import Budget, parse_budget
 from isthmus.errors import BadInput, IsthmusError
+from isthmus.export.quantized import FLOAT
+from isthmus.export.saved import save_export
 from isthmus.flow import record as records
 from isthmus.flow.floors import search_floor
 from isthmus.flow.order import Order
@@ -160,6 +162,7 @@ def _decide(study: Study, order: Order, progress: Progress) -> Planned:
             method=order.method,
             effort=order.effort,
             codes=order.codes,
+            precision=order.precision,
             progress=progress,
         )
     if order.keep is None:
@@ -195,6 +198,11 @@ def _finish(
         "curves": curves,
     }
     save_artifact(done.network, folder, made)
+    if plan.precision != FLOAT:
+        progress("export", 0, 1, f"{order.engine}, {plan.precision}")
+        made["exports"] = save_export(open_network(folder), order.engine, plan.precision, study.texts, folder)
+        update_record(folder, {"exports": made["exports"]})
+        progress("export", 1, 1)
     opened = replace(open_network(folder), name=f"{study.network.name} {plan.budget}")
     rows = compare_networks(
         [study.network, opened],

@@ -16,10 +16,11 @@ from isthmus.budget import Budget, parse_budget
 from isthmus.cost.predict import kept_counts, predicted_shapes
 from isthmus.cost.rates import Rate, rescale
 from isthmus.errors import BadInput
-from isthmus.export.engines import export_network
+from isthmus.export.quantized import FLOAT, export_quantized
 from isthmus.export.timing import time_exported
 from isthmus.flow.study import Study, cut, fingerprint, held_out_batches, limits_of, original_rates, rates_for
 from isthmus.flow.together import from_main
+from isthmus.network import Network
 from isthmus.plan import Decision, Plan
 from isthmus.progress import Progress, silent
 from isthmus.relevance.calibrate import to_nats, vocabulary_relevance
@@ -110,6 +111,7 @@ def make_plan(
     method: str,
     effort: str,
     codes: Sequence[str] = (),
+    precision: str = FLOAT,
     vocabulary: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     progress: Progress = silent,
 ) -> Planned:
@@ -121,6 +123,8 @@ def make_plan(
     ----------
     codes : sequence of str
         The coders that a budget of bytes may be met with, besides taking units away; none for plain weights.
+    precision : str
+        What the engine computes in; a budget of latency is met in it.
 
     Raises
     ------
@@ -131,9 +135,12 @@ def make_plan(
     if codes and "bytes" in budget.currencies:
         from isthmus.flow.joint import make_joint_plan
 
-        return make_joint_plan(study, budget, method=method, effort=effort, codes=codes, progress=progress)
+        planned = make_joint_plan(study, budget, method=method, effort=effort, codes=codes, progress=progress)
+        return replace(planned, plan=planned.plan.model_copy(update={"precision": precision}))
     rates = from_main(lambda: rates_for(study, budget.currencies, progress))
     original = original_rates(study, rates)
+    if "latency" in rates and precision != FLOAT:
+        rates = from_main(lambda: in_precision(study, rates, precision))
     limits = limits_of(budget, original)
     # An unreachable budget is refused before any time is spent on relevance.
     allocate(Problem(study.sites, flat_relevance(study), rates, limits, original))
@@ -146,10 +153,11 @@ def make_plan(
     allocation = from_main(lambda: allocate_lasting(study, nats, rates, limits, original))
     notes: list[str] = []
     if "latency" in limits:
-        allocation, rates, tries = from_main(lambda: _meet_latency(study, nats, asked, budget, allocation))
+        allocation, rates, tries = from_main(lambda: _meet_latency(study, nats, asked, budget, allocation, precision))
         notes += tries
     progress("allocate", 1, 1)
-    return Planned(as_plan(study, budget, method, allocation, rates, relevance, notes), relevance)
+    plan = as_plan(study, budget, method, allocation, rates, relevance, notes, original)
+    return Planned(plan.model_copy(update={"precision": precision}), relevance)
 
 
 def flat_relevance(study: Study) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -175,13 +183,14 @@ def _meet_latency(
     asked: tuple[dict[str, Rate], Mapping[str, float], Mapping[str, float]],
     budget: Budget,
     allocation: Allocation,
+    precision: str,
 ) -> tuple[Allocation, dict[str, Rate], list[str]]:
     """Export the cut network, time it beside the original, and correct the predicted latency until it holds."""
     rates, limits, original = asked
     notes = []
     limit = next(one for one in budget.limits if one.currency == "latency")
     for attempt in range(LATENCY_TRIES):
-        whole, narrowed = time_side_by_side(study, cut(study, allocation.kept))
+        whole, narrowed = time_side_by_side(study, cut(study, allocation.kept), precision)
         wanted = LATENCY_AIM * limit.amount(whole)
         notes.append(f"latency try {attempt + 1}: {narrowed:.2f} of {whole:.2f} ms, {wanted:.2f} ms wanted")
         if 0.95 * wanted <= narrowed <= wanted:
@@ -197,12 +206,21 @@ def _meet_latency(
     return allocation, rates, notes
 
 
-def time_side_by_side(study: Study, narrowed: Any) -> tuple[float, float]:
-    """Return the median latency, in ms a batch, of the original and of a narrowed network, timed turn by turn."""
+def in_precision(study: Study, rates: Mapping[str, Rate], precision: str) -> dict[str, Rate]:
+    """Return the rates with the latency that the whole network has in another precision, as a share of float32's."""
+    whole, quantized = time_side_by_side(study, study.network, precision)
+    return {**rates, "latency": rescale(rates["latency"], quantized / whole)}
+
+
+def time_side_by_side(study: Study, narrowed: Network, precision: str = FLOAT) -> tuple[float, float]:
+    """Return the median latency, in ms a batch, of the original and of a narrowed network, timed turn by turn.
+
+    The original is in float32, the narrowed network in ``precision``.
+    """
     with tempfile.TemporaryDirectory(prefix="isthmus-latency-") as folder:
         paths, batches = {}, {}
-        for name, network in (("original", study.network), ("narrowed", narrowed)):
-            paths[name] = export_network(network, study.engine, Path(folder) / name)
+        for name, network, own in (("original", study.network, FLOAT), ("narrowed", narrowed, precision)):
+            paths[name] = export_quantized(network, study.engine, own, study.texts, Path(folder) / name)
             every = held_out_batches(study, network)
             batches[name] = every[:: max(1, len(every) // 16)][:16]
         timed = time_exported(paths, batches, engine=study.engine, rounds=5)
@@ -217,6 +235,7 @@ def as_plan(
     rates: Mapping[str, Rate],
     relevance: Relevance,
     notes: Sequence[str],
+    original: Mapping[str, float],
 ) -> Plan:
     """Return an allocation as a plan, with the rates that are predicted for it."""
     by_name = {site.name: site for site in study.sites}
@@ -231,8 +250,8 @@ def as_plan(
         )
         for name, keep in allocation.kept.items()
     )
-    every = {**rates_for(study, ["params", "bytes", "macs"]), **rates}
-    original = original_rates(study, every)
+    plain = rates_for(study, ["params", "bytes", "macs"])
+    every = {**plain, **rates}
     predicted = predict(study, every, allocation.kept)
     return Plan(
         network=study.network.name,
@@ -241,7 +260,8 @@ def as_plan(
         budget=str(budget),
         seed=study.seed,
         decisions=decisions,
-        original=original,
+        # A rate of latency may have been corrected since: what the original costs was read off before.
+        original={**original_rates(study, plain), **original},
         predicted=predicted,
         distortion=float(sum(allocation.distortion.values())),
         notes=tuple(notes),

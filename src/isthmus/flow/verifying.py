@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ import numpy as np
 from isthmus.budget import Budget
 from isthmus.errors import BadInput, UnreachableBudget
 from isthmus.export.bench import bench_networks
+from isthmus.export.engines import load_runner, runner_embed
+from isthmus.export.quantized import FLOAT
+from isthmus.export.saved import exported, precision_of
 from isthmus.network import Network, embed
 from isthmus.progress import Progress, silent
 from isthmus.storage.weights import predicted_bytes, saved_shapes, weight_bytes
@@ -19,9 +22,19 @@ from isthmus.tasks import Metric, Task, evaluate
 
 
 def measure_quality(
-    networks: Sequence[Network], task: Task, *, seed: int = 0, progress: Progress = silent
+    networks: Sequence[Network],
+    task: Task,
+    *,
+    engine: str | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> list[Metric]:
     """Measure every network on what the task holds out; the first is the original.
+
+    Parameters
+    ----------
+    engine : str, optional
+        Where an artifact holds a file for this engine in another precision than float32, that file is what is measured.
 
     Raises
     ------
@@ -33,8 +46,7 @@ def measure_quality(
     for number, network in enumerate(networks):
         progress("quality", number, len(networks), network.name)
 
-        def run(texts: Sequence[str], network: Network = network) -> Any:
-            return embed(network, texts, batch_size=64)
+        run = _embedder(network, engine)
 
         logits = network.pooling == "logits"
         if logits:
@@ -44,6 +56,12 @@ def measure_quality(
             reference = run(task.held_out.texts)
     progress("quality", len(networks), len(networks))
     return metrics
+
+
+def _embedder(network: Network, engine: str | None) -> Callable[[Sequence[str]], Any]:
+    if engine is None or precision_of(network, engine) == FLOAT:
+        return lambda texts: embed(network, texts, batch_size=64)
+    return runner_embed(network, load_runner(engine, exported(network, engine, "")))
 
 
 def check_labels(network: Network, task: Task) -> None:
@@ -81,7 +99,7 @@ def compare_networks(
     if len(set(names)) != len(names):
         raise BadInput(f"compare: two networks are called {max(names, key=names.count)}; give different folders")
     rows = bench_networks(networks, task.held_out.passages, engine=engine, macs_length=macs_length, progress=progress)
-    metrics = measure_quality(networks, task, seed=seed, progress=progress)
+    metrics = measure_quality(networks, task, engine=engine, seed=seed, progress=progress)
     first = metrics[0].value
     for row, network, metric in zip(rows, networks, metrics, strict=True):
         row["bytes"] = bytes_on_disk(network)
