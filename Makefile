@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts tests docs claims bench clean
+.PHONY: help setup demo test lint types contracts tests docs claims bench fuzz clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -47,6 +47,9 @@ claims: $(STAMP)  ## run the experiments that test the papers' claims (hours; ne
 
 bench: $(STAMP)  ## side by side with other tools (needs ISTHMUS_DATA)
 	$(BIN)/python -m benchmarks
+
+fuzz: $(STAMP)  ## feed the decoder of coded weights 100,000 damaged inputs (minutes)
+	$(BIN)/python tests/fuzz.py --inputs 100000 --seed 0
 
 clean:  ## take away what was made, but not .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -19,7 +19,8 @@ from isthmus.errors import BadInput, IsthmusError
 from isthmus.flow.efforts import recipe_for
 from isthmus.flow.planning import allocate_lasting, estimate
 from isthmus.flow.record import versions
-from isthmus.flow.study import Study, cut, fingerprint, original_rates, rates_for, start_study
+from isthmus.flow.study import Study, cut, original_rates, rates_for, start_study
+from isthmus.storage.fingerprint import fingerprint
 from isthmus.flow.verifying import measure_quality
 from isthmus.network import Network
 from isthmus.recovery.recipe import Recipe

@@ -29,7 +29,7 @@ def _exports() -> tuple[tempfile.TemporaryDirectory[str], dict[tuple[str, str], 
 def export_once(network: Any, engine: str, _: Path) -> Path:
     """Export a network to an engine, once in a process for the same weights: most of a short run's time."""
     from isthmus.export.engines import export_network
-    from isthmus.flow.study import fingerprint
+    from isthmus.storage.fingerprint import fingerprint
 
     folder, found = _exports()
     key = (fingerprint(network), engine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -213,6 +213,43 @@ def compare(
     if json_ is not None:
         write_text(json_, json.dumps(rows, indent=1) + "\n")
     tables.show_comparison(rows)
+
+
+@app.command()
+def delta(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The network that TUNED was trained from.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The fine-tuned network.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the delta goes.")],
+    to: Annotated[str, typer.Option("--to", metavar="BUDGET", help="bytes=2MB, or a share of TUNED.")] = "bytes=5%",
+    json_: options.Json = False,
+) -> None:
+    """Keep a fine-tuned network as its base and a small file; BASE+FILE opens it again."""
+    from isthmus.cli import tables
+    from isthmus.flow.delta import delta_limit, make_delta
+
+    network = _open(tuned)
+    made = make_delta(_open(base), network, out, delta_limit(to, network))
+    if json_:
+        print_text(json.dumps(made, indent=1))
+    else:
+        tables.show_delta(made, base)
+
+
+@app.command()
+def load(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any network, also BASE+FILE.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Write it out plainly.")] = None,
+) -> None:
+    """Open a network, a delta on its base included, and write it as a plain transformers folder."""
+    from isthmus.cli import tables
+    from isthmus.storage.artifact import check_output, save_artifact
+
+    if out is not None:
+        check_output(out)
+    network = _open(model)
+    if out is not None:
+        save_artifact(replace(network, codes={}), out, {"network": network.name, "opened_as": model})
+    tables.show_loaded(network, out)
 
 
 @app.command()

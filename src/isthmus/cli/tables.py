@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from isthmus.demo import Demo
     from isthmus.doctor import Diagnosis
     from isthmus.methods import MethodInfo
+    from isthmus.network import Network
     from isthmus.plan import Decision, Plan
     from isthmus.report import ReportData
 
@@ -180,6 +181,25 @@ def show_methods(infos: Sequence[MethodInfo]) -> None:
         for info in infos
     ]
     _show("", ("name", "role", "paper", "narrows", "claim", "what it does"), rows, words=6)
+
+
+def show_delta(made: Mapping[str, Any], base: str) -> None:
+    """Print what a delta takes and what is left of the difference."""
+    ranks = list(made["ranks"].values())
+    print(
+        f"{made['file']}: {si(made['bytes'], 'B')}, {percent(made['share'])} of the fine-tuned network's file; "
+        f"{len(ranks)} matrices of rank {min(ranks, default=0)} to {max(ranks, default=0)}; "
+        f"{percent(made['error'])} of the difference is left out"
+    )
+    print(f"open it as {base}+{made['file']}")
+
+
+def show_loaded(network: Network, folder: Path | None) -> None:
+    """Print what was opened, and where it was written."""
+    parameters = sum(parameter.numel() for parameter in network.model.parameters())
+    print(f"{network.name}: {type(network.model).__name__}, {parameters:,} parameters, pooling {network.pooling}")
+    if folder is not None:
+        show_folder(folder)
 
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:

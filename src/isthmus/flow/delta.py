@@ -1,4 +1,4 @@
-"""Make and open deltas: a fine-tuned network kept as its base and a small file."""
+"""Make deltas: a fine-tuned network kept as its base and a small file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from isthmus.bottlenecks.rank.residual import residual_code
-from isthmus.errors import BadInput, UnreachableBudget
+from isthmus.budget import parse_budget
+from isthmus.errors import BadBudget, UnreachableBudget
 from isthmus.flow.verifying import bytes_on_disk
 from isthmus.network import Network
 from isthmus.storage.coded import Product
 from isthmus.storage.delta import check_delta_output, delta_bytes, load_delta, matrices_of, save_delta, tensors_of
 from isthmus.storage.delta_file import entry_bytes
-from isthmus.storage.opening import open as open_network
 from isthmus.storage.weights import check_weights
 
 
@@ -74,22 +74,20 @@ def relative_error(base: Network, tuned: Network, restored: Network) -> float:
     return (left / whole) ** 0.5 if whole else 0.0
 
 
-def open_with_delta(spec: str) -> Network:
-    """Open ``BASE+FILE``: a network by its name or folder, and the delta that was made for it.
+def delta_limit(to: str, tuned: Network) -> int:
+    """Return the bytes that a delta may take.
+
+    Parameters
+    ----------
+    to : str
+        A budget of bytes, an amount or a share of the fine-tuned network's weight files.
 
     Raises
     ------
-    BadInput
-        If the text is not of that form, the file is not there, or the delta is for another base.
-    BadArtifact
-        If the delta is damaged.
+    BadBudget
+        If it is not a budget of bytes alone, or more than the network itself takes.
     """
-    places = [place for place, letter in enumerate(spec) if letter == "+"]
-    pairs = [(spec[:place], Path(spec[place + 1 :])) for place in places if spec[:place] and spec[place + 1 :]]
-    if not pairs:
-        raise BadInput(f"network {spec}: is not of the form BASE+FILE; give a base, a plus and the file of a delta")
-    # A plus may be part of either name: the file that is there tells.
-    base, file = next((pair for pair in pairs if pair[1].is_file()), pairs[-1])
-    if not file.is_file():
-        raise BadInput(f"network {spec}: there is no file {file}; give a base, a plus and the file of a delta")
-    return load_delta(open_network(base), file)
+    budget = parse_budget(to)
+    if budget.currencies != ("bytes",):
+        raise BadBudget(f"{to}: a delta has bytes only; give for example bytes=2MB or bytes=5%")
+    return int(budget.amounts({"bytes": float(bytes_on_disk(tuned))})["bytes"])

@@ -24,7 +24,7 @@ from isthmus.flow.floors import search_floor
 from isthmus.flow.order import Order
 from isthmus.flow.planning import Planned, check_plan, kept_of, make_plan, predicted_anew
 from isthmus.flow.recovering import Trained, recover_stage
-from isthmus.flow.study import Study, fingerprint, start_study
+from isthmus.flow.study import Study, start_study
 from isthmus.flow.together import from_main, join_processes
 from isthmus.flow.verifying import changed_most, compare_networks, hold_budget
 from isthmus.network import Network
@@ -35,6 +35,7 @@ from isthmus.relevance.probe import gated_sites, measure_closed, measure_vocabul
 from isthmus.report import ReportData, write
 from isthmus.sites import VOCABULARY, closed_values
 from isthmus.storage.artifact import check_output, save_artifact, update_record
+from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
 from isthmus.storage.stages import StageStore
 from isthmus.tasks import Task

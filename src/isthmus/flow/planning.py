@@ -18,7 +18,7 @@ from isthmus.cost.rates import Rate, rescale
 from isthmus.errors import BadInput
 from isthmus.export.quantized import FLOAT, export_quantized
 from isthmus.export.timing import time_exported
-from isthmus.flow.study import Study, cut, fingerprint, held_out_batches, limits_of, original_rates, rates_for
+from isthmus.flow.study import Study, cut, held_out_batches, limits_of, original_rates, rates_for
 from isthmus.flow.together import from_main
 from isthmus.network import Network
 from isthmus.plan import Decision, Plan
@@ -28,6 +28,7 @@ from isthmus.relevance.estimator import LASTING, Calibration, Relevance
 from isthmus.relevance.registry import get
 from isthmus.relevance.statistics import Statistics, collect
 from isthmus.sites import VOCABULARY, check_kept
+from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.weights import predicted_bytes, saved_shapes
 
 Relevances = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from isthmus.network import Network, tokenize
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, make_probe
 from isthmus.sites import VOCABULARY, Site, discover, narrow_model
+from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.weights import header_bytes, saved_shapes
 from isthmus.tasks import Task
 
@@ -70,15 +70,6 @@ def start_study(network: Network, task: Task, *, seed: int = 0, engine: str = "o
     tokens = int(tokenize(network, held)["attention_mask"].sum())
     probe = make_probe(network, texts[:count])
     return Study(network, task, sites, tuple(texts[count:]), probe, max(round(tokens / len(held)), 1), seed, engine)
-
-
-def fingerprint(network: Network) -> str:
-    """Return a SHA-256 (hex) over the names, shapes and values of a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().numpy()).data)
-    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

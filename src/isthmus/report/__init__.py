@@ -3,10 +3,12 @@
 from isthmus.report.bins import binned, kept_shares
 from isthmus.report.data import (
     BINS,
+    CodeRow,
     Curve,
     Distortion,
     EngineRow,
     Example,
+    FrontierPoint,
     Quality,
     ReportData,
     Saving,
@@ -16,10 +18,12 @@ from isthmus.report.page import render, write
 
 __all__ = [
     "BINS",
+    "CodeRow",
     "Curve",
     "Distortion",
     "EngineRow",
     "Example",
+    "FrontierPoint",
     "Quality",
     "ReportData",
     "Saving",

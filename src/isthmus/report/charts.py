@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from isthmus.report import numbers
@@ -58,11 +58,21 @@ class LineChart:
     label: str
 
 
-def _frame(
-    width: float, height: float, left: float, x: Scale, y: Scale, *, top: float = 10.0, steps: bool = False
-) -> Frame:
+@dataclass(frozen=True)
+class Bar:
+    """A labelled bar: its length in percent and what it says."""
+
+    name: str
+    text: str
+    length: float
+
+
+def framed(
+    width: float, height: float, left: float, x: Scale, y: Scale, *, top: float = 10.0,
+    x_write: Callable[[float], str] = numbers.plain,
+) -> Frame:  # fmt: skip
+    """Return the plotting area for two scales, with room for what is written beside it."""
     right, bottom = width - 14.0, height - 26.0
-    x_write = numbers.tick if steps else numbers.plain
     return Frame(
         width, height, left, top, right, bottom,
         tuple(Tick(left + x.at(tick) * (right - left), x_write(tick)) for tick in x.ticks),
@@ -124,7 +134,7 @@ def _line_chart(stage: str, unit: str, members: Sequence[tuple[str, Curve]]) -> 
     x = _span([step for step, _ in points])
     log = min(values) > 0 and spans_decades(values, 100)
     y = logarithmic(values) if log else linear(values, zero=min(values) >= 0 and max(values) > 2 * min(values))
-    frame = _frame(340, 210, 44, x, y, steps=True)
+    frame = framed(340, 210, 44, x, y, x_write=numbers.tick)
     series = tuple(_series(curve, name, frame, x, y) for name, curve in members)
     words = "; ".join(f"{line.name} from {line.first} to {line.last} {unit}".rstrip() for line in series)
     title = stage if len(series) > 1 or series[0].name == stage else f"{stage}: {series[0].name}"
@@ -166,7 +176,7 @@ def scatter(sites: Sequence[SiteRow]) -> Scatter | None:
     values = [value for _, *both in pairs for value in both]
     log = spans_decades(values, 20)
     scale = logarithmic(values) if log else linear(values, zero=True)
-    frame = _frame(380, 310, 52, scale, scale, top=28.0)
+    frame = framed(380, 310, 52, scale, scale, top=28.0)
     kinds = tuple(dict.fromkeys(site.kind for site, _, _ in pairs))
     dots = tuple(
         Dot(

@@ -128,6 +128,64 @@ class EngineRow(_Record):
     spread_narrowed: Interval | None = None
 
 
+class CodeRow(_Record):
+    """One coded matrix: its coder, and what it weighs before and after.
+
+    Parameters
+    ----------
+    parameter : str
+        The matrix's full name, such as ``encoder.layer.3.attention.self.query.weight``.
+    layer : int or None
+        The layer that it belongs to; None for a matrix of the whole network.
+    coder : str
+        The coder's name.
+    bits : float
+        Bits a weight as set: before entropy coding, without scales and tables.
+    weights : int
+        Weights that the code stands for.
+    original_bytes, bytes : float
+        What the matrix takes in the original network's file, and what its code takes in the narrowed one's.
+    predicted_distortion : float or None
+        Nats lost by this code alone.
+    """
+
+    parameter: str
+    layer: int | None = None
+    coder: str
+    bits: float
+    weights: int = Field(ge=0)
+    original_bytes: float
+    bytes: float
+    predicted_distortion: float | None = None
+
+
+class FrontierPoint(_Record):
+    """A plan that the solver found at some size; everything here is predicted.
+
+    Parameters
+    ----------
+    bytes : float
+        The artifact's size.
+    distortion : float
+        Nats lost by the whole plan.
+    params_share : float
+        Parameters that stay, as a share of the original's.
+    bits : float
+        Mean bits a weight, over the matrices that stay.
+    kept : dict of str to float
+        The share of units that stay, by kind of site.
+    coders : dict of str to int
+        How many matrices each coder codes.
+    """
+
+    bytes: float
+    distortion: float
+    params_share: float
+    bits: float
+    kept: dict[str, Share] = {}
+    coders: dict[str, Annotated[int, Field(ge=0)]] = {}
+
+
 class ReportData(_Record):
     """Everything on a page. What is None or empty is left out of the page."""
 
@@ -147,5 +205,7 @@ class ReportData(_Record):
     curves: list[Curve] = []
     examples: list[Example] = []
     engines: list[EngineRow] = []
+    codes: list[CodeRow] = []
+    frontier: list[FrontierPoint] = []
     record: dict[str, JsonValue] = {}
     warnings: list[str] = []

@@ -53,9 +53,9 @@ def si(value: float | None, unit: str = "", digits: int = 3) -> str:
     return f"{number}{SPACE}{suffix}" if suffix else number
 
 
-def tick(value: float) -> str:
+def tick(value: float, unit: str = "") -> str:
     """Write a round value beside an axis: an amount with its prefix and no trailing zeros."""
-    number, space, prefix = si(value).partition(SPACE)
+    number, space, prefix = si(value, unit).partition(SPACE)
     return (number.rstrip("0").rstrip(".") if "." in number else number) + space + prefix
 
 
@@ -81,6 +81,11 @@ def percent(share: float | None, digits: int = 3) -> str:
     decimals = 1 if 99 < abs(number) < 100.05 else decimals
     text = "100" if number == 100 else f"{abs(number):.{decimals}f}"
     return f"{MINUS if number < 0 else ''}{text}{SPACE}%"
+
+
+def bits(value: float | None) -> str:
+    """Write bits a weight to one decimal."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.1f}"
 
 
 def metric(value: float | None) -> str:

@@ -80,6 +80,27 @@ def logarithmic(values: Sequence[float], *, count: int = 5) -> Scale:
     )
 
 
+def close(values: Sequence[float]) -> Scale:
+    """Return a logarithmic scale that ends a little beyond the values above zero.
+
+    Its ticks are 1, 2 and 5 times powers of ten; powers of ten alone where those would be more than eight; and evenly
+    spaced where the values lie so close together that fewer than two of those are among them.
+    """
+    positive = [value for value in values if value > 0]
+    low, high = min(positive), max(positive)
+    margin = max(1.02, (high / low) ** 0.04) if high > low else 1.5
+    low, high = low / margin, high * margin
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    stride = math.ceil(len(powers) / 8)
+    fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    ticks = [tick for tick in fine if low <= tick <= high]
+    if len(ticks) > 8:
+        ticks = [10.0**power for power in powers if power % stride == 0 and low <= 10.0**power <= high]
+    if len(ticks) < 2:
+        ticks = [tick for tick in linear([low, high]).ticks if low <= tick <= high]
+    return Scale(low, high, log=True, ticks=tuple(ticks))
+
+
 @dataclass(frozen=True)
 class Heat:
     """The colour scale: values in nats to one of `STEPS` steps."""

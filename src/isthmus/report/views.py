@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from isthmus.report.charts import LineChart, QualityPlot, Scatter, line_charts, quality_plot, scatter
+from isthmus.report.charts import Bar, LineChart, QualityPlot, Scatter, line_charts, quality_plot, scatter
+from isthmus.report.codeviews import Coding, coding
 from isthmus.report.data import Distortion, EngineRow, Example, ReportData, Saving
+from isthmus.report.frontier import Frontier, frontier
 from isthmus.report.numbers import metric, nats, percent, plain, si, times
 from isthmus.report.scales import Scale, finite, linear, portion
 from isthmus.report.siteviews import Map, Partition, PlanView, SiteTable, partition, plan_view, site_map, site_table
@@ -54,15 +56,6 @@ class Headline:
     words: str
     quality: str
     quality_words: str
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A labelled bar: its length in percent and what it says."""
-
-    name: str
-    text: str
-    length: float
 
 
 @dataclass(frozen=True)
@@ -123,6 +116,8 @@ class Page:
     map: Map | None
     plan: PlanView | None
     table: SiteTable | None
+    coding: Coding | None
+    frontier: Frontier | None
     quality: QualityPlot | None
     distortion: tuple[Bar, ...]
     scatter: Scatter | None
@@ -145,6 +140,8 @@ def page(data: ReportData) -> Page:
         map=site_map(data.sites),
         plan=plan_view(data.sites),
         table=site_table(data.sites),
+        coding=coding(data.codes),
+        frontier=frontier(data.frontier, next((one for one in data.savings if one.currency == "bytes"), None)),
         quality=quality_plot(data.quality) if data.quality else None,
         distortion=_distortion(data.distortion),
         scatter=scatter(data.sites),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,8 +25,13 @@ VERSION = 1
 _SCHEMES: dict[type, int] = {Uniform: 0, Codebook: 1, Product: 2}
 COLUMNS = 32
 """Columns that are read in one go; the context of the next ones is how large the integers of a row were in these."""
-CLASSES = 8
+ROW_CLASSES = (8, 16)
 """Rows fall into so many classes, or one where telling them apart saves nothing."""
+COLUMN_BITS = 2
+COLUMN_CLASSES = 1 << COLUMN_BITS
+"""Columns fall into so many, or one; which is written before the stream."""
+SAMPLE = 1 << 19
+"""Integers by which classes are chosen."""
 
 _BOUNDS = (7, 15, 31, 63, 127, 255, 511, 1023, 2047)
 _FARTHEST = 1 << 29
@@ -166,8 +172,37 @@ def _read_outliers(reader: _Reader, shape: Shape) -> Outliers | None:
     return Outliers(places, reader.halves((count,)))
 
 
+@dataclass(frozen=True)
+class _Classes:
+    """What the context of an integer is made of: ``edges`` between classes of rows, and the class of each column."""
+
+    edges: tuple[int, ...]
+    columns: npt.NDArray[np.uint8] | None
+
+    def contexts(self, total: npt.NDArray[np.int64], start: int, count: int) -> Contexts:
+        """Return the context of each entry of columns from ``start``, whose rows had ``total`` before."""
+        if not start or not self.edges:
+            rows = np.zeros(len(total), dtype=np.uint8)
+        else:
+            rows = (1 + np.searchsorted(self.edges, _activity(total, start), side="right")).astype(np.uint8)
+        if self.columns is None:
+            return np.repeat(rows, count)
+        return (rows[:, None] * np.uint8(COLUMN_CLASSES) + self.columns[start : start + count]).ravel()
+
+    def step(self, columns: int) -> int:
+        """Return how many columns are read in one go."""
+        return COLUMNS if self.edges else columns
+
+    def head(self) -> bytes:
+        """Return what the reader must know of it."""
+        told = b"".join(varint(edge) for edge in (len(self.edges), *self.edges))
+        if self.columns is None:
+            return told + varint(0)
+        return told + varint(1) + np.packbits(np.unpackbits(self.columns[:, None], axis=1)[:, -COLUMN_BITS:]).tobytes()
+
+
 def _integers(matrix: Integers) -> bytes:
-    """Return a matrix of integers as a stream, with or without classes of rows, whichever is shorter.
+    """Return a matrix of integers as a stream, with the classes of rows and columns that make it shortest.
 
     What is beyond a bound is coded as the bound; by how much it is beyond comes after the stream.
     """
@@ -175,14 +210,29 @@ def _integers(matrix: Integers) -> bytes:
     within = np.clip(matrix, -bound, bound)
     beyond = np.abs(matrix[np.abs(matrix) >= bound].astype(np.int64)) - bound
     tail = varint(bound) + b"".join(varint(number) for number in beyond.tolist())
-    plain = entropy.encode(_plain_parts(within))
-    edges = _edges(within)
-    if len(edges):
-        classed = entropy.encode(_classed_parts(within, edges))
-        head = b"".join(varint(edge) for edge in (len(edges), *edges))
-        if len(head) + len(classed) < len(plain) + 1:
-            return head + varint(len(classed)) + classed + tail
-    return varint(0) + varint(len(plain)) + plain + tail
+    classes = _best_classes(within)
+    stream = entropy.encode(_parts(within, classes))
+    return classes.head() + varint(len(stream)) + stream + tail
+
+
+def _best_classes(matrix: Integers) -> _Classes:
+    """Return the classes that make the shortest stream, judged by a part of the rows where there are many."""
+    every = max(1, matrix.size // SAMPLE)
+    sample = matrix[::every]
+    columns = _column_classes(sample)
+    best, shortest = _Classes((), None), math.inf
+    for count in (0, *ROW_CLASSES):
+        edges = _edges(sample, count)
+        if count and not edges:
+            continue
+        for own in (None, columns):
+            classes = _Classes(edges, own)
+            counts = entropy.count(_parts(sample, classes))[1]
+            # Tables and classes are written once, however many rows there are.
+            body = every * entropy.message_bytes(counts) + entropy.table_bytes(counts) + len(classes.head())
+            if body < shortest:
+                best, shortest = classes, body
+    return best
 
 
 def _bound(matrix: Integers) -> int:
@@ -204,29 +254,20 @@ def _bound(matrix: Integers) -> int:
     return min(bounds, key=size)
 
 
-def _plain_parts(matrix: Integers) -> list[Part]:
-    return [(matrix.ravel(), np.zeros(matrix.size, dtype=np.uint8))]
-
-
-def _classed_parts(matrix: Integers, edges: list[int]) -> list[Part]:
+def _parts(matrix: Integers, classes: _Classes) -> list[Part]:
     parts: list[Part] = []
     total = np.zeros(len(matrix), dtype=np.int64)
-    for start in range(0, matrix.shape[1], COLUMNS):
-        block = matrix[:, start : start + COLUMNS]
-        parts.append((block.ravel(), _contexts(total, start, edges, block.shape[1])))
-        total += _magnitude(block)
+    step = classes.step(matrix.shape[1])
+    for start in range(0, matrix.shape[1], step):
+        block = matrix[:, start : start + step]
+        parts.append((block.ravel(), classes.contexts(total, start, block.shape[1])))
+        if classes.edges:
+            total += _magnitude(block)
     return parts
 
 
-def _contexts(total: npt.NDArray[np.int64], seen: int, edges: list[int], columns: int) -> Contexts:
-    """Return the context of each entry of the next columns: the class of its row, by the ``seen`` columns before."""
-    if not seen or not edges:
-        return np.zeros(len(total) * columns, dtype=np.uint8)
-    return np.repeat(1 + np.searchsorted(edges, _activity(total, seen), side="right"), columns).astype(np.uint8)
-
-
 def _magnitude(block: Integers) -> npt.NDArray[np.int64]:
-    total: npt.NDArray[np.int64] = np.abs(block.astype(np.int64)).sum(1)
+    total: npt.NDArray[np.int64] = np.abs(block).sum(1, dtype=np.int64)
     return total
 
 
@@ -235,27 +276,43 @@ def _activity(total: npt.NDArray[np.int64], seen: int) -> npt.NDArray[np.int64]:
     return 256 * total // seen
 
 
-def _edges(matrix: Integers) -> list[int]:
-    """Return what separates the classes of rows: quantiles of their activity."""
-    if matrix.shape[1] <= COLUMNS:
-        return []
-    shares = np.quantile(_activity(_magnitude(matrix), matrix.shape[1]), np.arange(1, CLASSES) / CLASSES)
-    return [int(edge) for edge in np.unique(np.floor(shares)).tolist() if edge > 0]
+def _edges(matrix: Integers, count: int) -> tuple[int, ...]:
+    """Return what separates so many classes of rows: quantiles of their activity."""
+    if matrix.shape[1] <= COLUMNS or not count:
+        return ()
+    shares = np.quantile(_activity(_magnitude(matrix), matrix.shape[1]), np.arange(1, count) / count)
+    return tuple(int(edge) for edge in np.unique(np.floor(shares)).tolist() if edge > 0)
+
+
+def _column_classes(matrix: Integers) -> npt.NDArray[np.uint8]:
+    """Return the class of each column: the quarter that its activity falls into."""
+    activity = np.abs(matrix).sum(0, dtype=np.int64)
+    edges = np.quantile(activity, np.arange(1, COLUMN_CLASSES) / COLUMN_CLASSES)
+    return np.searchsorted(edges, activity, side="right").astype(np.uint8)
+
+
+def _read_classes(reader: _Reader, columns: int) -> _Classes:
+    edges = tuple(reader.number() for _ in range(reader.number(most=max(ROW_CLASSES) - 1)))
+    if list(edges) != sorted(edges):
+        raise _damaged("the classes of rows are not in order")
+    if not reader.number(most=1):
+        return _Classes(edges, None)
+    bits = np.unpackbits(np.frombuffer(reader.take(-(-columns * COLUMN_BITS // 8)), dtype=np.uint8))
+    pairs = bits[: columns * COLUMN_BITS].reshape(columns, COLUMN_BITS)
+    return _Classes(edges, (pairs[:, 0] * 2 + pairs[:, 1]).astype(np.uint8))
 
 
 def _read_integers(reader: _Reader, shape: Shape) -> Integers:
-    edges = [reader.number() for _ in range(reader.number(most=CLASSES - 1))]
-    if edges != sorted(edges):
-        raise _damaged("the classes of rows are not in order")
+    classes = _read_classes(reader, shape[1])
     decoder = entropy.Decoder(reader.take(reader.number()), math.prod(shape))
     matrix = np.empty(shape, dtype=np.int32)
     total = np.zeros(shape[0], dtype=np.int64)
-    step = COLUMNS if edges else shape[1]
+    step = classes.step(shape[1])
     for start in range(0, shape[1], step):
         columns = min(step, shape[1] - start)
-        block = decoder.take(_contexts(total, start, edges, columns)).reshape(-1, columns)
+        block = decoder.take(classes.contexts(total, start, columns)).reshape(-1, columns)
         matrix[:, start : start + columns] = block
-        if edges:
+        if classes.edges:
             total += _magnitude(block)
     decoder.close()
     bound = reader.number(least=1, most=_BOUNDS[-1])

@@ -87,7 +87,7 @@ def _words(parts: Sequence[Part], low: int, tables: npt.NDArray[np.int64]) -> np
     coder = stream.stack.AnsCoder()
     # A stack: what is read first is written last.
     for symbols, contexts in reversed(parts):
-        for context in reversed(np.unique(contexts).tolist()):
+        for context in reversed(np.flatnonzero(np.bincount(contexts)).tolist()):
             own = np.ascontiguousarray(symbols[contexts == context] - low, dtype=np.int32)
             coder.encode_reverse(own, stream.model.Categorical(tables[context] / TOTAL, perfect=False))
     return np.asarray(coder.get_compressed(), dtype="<u4")
@@ -127,13 +127,16 @@ class Decoder:
     def take(self, contexts: Contexts) -> Integers:
         """Return the next part: one symbol for each context, shape ``(count,)``."""
         self._left -= len(contexts)
+        held = np.bincount(contexts)
+        if len(held) > len(self._models):
+            raise _damaged(f"context {len(held) - 1} has no table")
+        read = [self._coder.decode(self._models[context], int(held[context])) for context in np.flatnonzero(held)]
+        if len(read) == 1:
+            return np.asarray(read[0] + self._low)
         symbols = np.empty(len(contexts), dtype=np.int32)
-        for context in np.unique(contexts).tolist():
-            if context >= len(self._models):
-                raise _damaged(f"context {context} has no table")
-            own = contexts == context
-            symbols[own] = self._coder.decode(self._models[context], int(own.sum()))
-        return symbols + self._low
+        symbols[np.argsort(contexts, kind="stable")] = np.concatenate(read)
+        symbols += self._low
+        return symbols
 
     def close(self) -> None:
         """Check that all was read.
@@ -213,6 +216,11 @@ def frequencies(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     order = np.argsort(-(exact - whole), kind="stable")
     order = order[whole[order] < MOST_FREQUENT]
     while missing > 0:
+        # A peaked table is short by many rounds of one each: as many at once as every symbol can take.
+        rounds = min(missing // len(order), MOST_FREQUENT - int(whole[order].max()))
+        whole[order] += rounds
+        missing -= rounds * len(order)
+        order = order[whole[order] < MOST_FREQUENT]
         share = min(missing, len(order))
         whole[order[:share]] += 1
         missing -= share
@@ -222,10 +230,19 @@ def frequencies(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def coded_bytes(counts: npt.NDArray[np.int64]) -> float:
     """Return the bytes that a stream with these counts, shape ``(contexts, symbols)``, is predicted to take."""
+    return message_bytes(counts) + table_bytes(counts) + 4 + 14
+
+
+def message_bytes(counts: npt.NDArray[np.int64]) -> float:
+    """Return the bytes that the symbols themselves are predicted to take."""
     tables = np.stack([frequencies(row) for row in counts])
-    bits = float((counts * (PRECISION - np.log2(tables))).sum())
-    varints = int((1 + (tables >= 1 << 7) + (tables >= 1 << 14)).sum())
-    return bits / 8 + varints + 4 + 14
+    return float((counts * (PRECISION - np.log2(tables))).sum()) / 8
+
+
+def table_bytes(counts: npt.NDArray[np.int64]) -> int:
+    """Return the bytes that the tables take."""
+    tables = np.stack([frequencies(row) for row in counts])
+    return int((1 + (tables >= 1 << 7) + (tables >= 1 << 14)).sum())
 
 
 def zigzag(number: int) -> int:

@@ -39,7 +39,8 @@ def open(source: str | Path | nn.Module, *, name: str | None = None, tokenizer: 
     Parameters
     ----------
     source : str, Path or nn.Module
-        ``minilm``, a transformers or sentence-transformers folder, a hub id, or a transformers model in memory.
+        ``minilm``, a transformers or sentence-transformers folder, a hub id, or a transformers model in memory; or
+        ``BASE+FILE``, one of these and a delta that was made for it.
     name : str, optional
         What to call it; by default the last part of ``source``.
     tokenizer : transformers tokenizer, optional
@@ -67,6 +68,8 @@ def open(source: str | Path | nn.Module, *, name: str | None = None, tokenizer: 
         return _from_folder(path, name or path.resolve().name)
     if path.exists():
         raise BadInput(f"network {source}: is a file; give the folder that holds config.json and the weights")
+    if "+" in str(source):
+        return _from_delta(str(source))
     return _from_hub(str(source), name or path.name)
 
 
@@ -160,3 +163,15 @@ def _sentence_settings(folder: Path, config: Mapping[str, Any]) -> tuple[str, bo
     if config.get("model_type") in ("roberta", "mpnet"):
         limit -= 2  # the first two positions are taken by the padding index
     return mode, True, min(int(settings.get("max_seq_length") or 256), limit)
+
+
+def _from_delta(spec: str) -> Network:
+    from isthmus.storage.delta import load_delta
+
+    places = [place for place, letter in enumerate(spec) if letter == "+"]
+    pairs = [(spec[:place], Path(spec[place + 1 :])) for place in places if spec[:place] and spec[place + 1 :]]
+    # A plus may be part of either name: the file that is there tells.
+    base, file = next((pair for pair in pairs if pair[1].is_file()), ("", Path(spec.rpartition("+")[2])))
+    if not base:
+        raise BadInput(f"network {spec}: there is no file {file}; give a base, a plus and the file of a delta")
+    return load_delta(open(base), file)

@@ -1,0 +1,495 @@
+"""Coding: what a coder makes of a whole network at one setting, and how methods are compared at equal bytes.
+
+A point is: code every matrix, pack the codes, let the network hold what they stand for, and measure. Nothing is
+trained. Statistics come from the texts of the study's probe; nats from as many other training texts; scores from pairs
+that nothing else here sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics as spreads
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from claims.common import Ledger, Outcome, Say
+from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
+from isthmus.bottlenecks.bits.finequant import FineQuant
+from isthmus.bottlenecks.bits.gptq import Gptq
+from isthmus.bottlenecks.coder import Coder, Floats, MatrixStatistics, Setting
+from isthmus.bottlenecks.curves import coded_matrices
+from isthmus.errors import BadInput, IsthmusError
+from isthmus.flow.coding import file_bytes, statistics_of
+from isthmus.flow.record import versions
+from isthmus.flow.study import start_study
+from isthmus.network import Network, embed
+from isthmus.progress import silent
+from isthmus.relevance.probe import make_probe, measure_network
+from isthmus.relevance.sensitivity import Sensitivity
+from isthmus.storage.coded import Coded, decode
+from isthmus.storage.files import write_atomic
+from isthmus.storage.fingerprint import fingerprint
+from isthmus.storage.holders import with_codes
+from isthmus.tasks import Task
+from isthmus.tasks.metrics import cosine, spearman
+
+Doubles = npt.NDArray[np.float64]
+Statistics = dict[str, MatrixStatistics]
+Settings = Mapping[str, tuple[Coder, Setting]]
+Curve = Sequence[tuple[float, float]]
+
+SEEDS = (0, 1, 2)
+DRAWS = 50
+"""Bootstraps of the scored pairs, the same for all points, so that differences between points are paired."""
+ROW = 1 << 20
+"""A group of more columns than any matrix has: one scale for a row."""
+LEAST_NATS = 1e-9
+EXPERIMENT = (
+    "Every matrix of {model}, the word embeddings included, coded at one setting; nothing is trained. Bytes are those "
+    "of the whole weight file: codes packed and entropy coded with their scales and tables, all else in float16. "
+    "Statistics come from 256 training sentences of STS-B and SST-2, nats of divergence from 256 others. The score is "
+    "Spearman's correlation on {scored}, relative to the original's. At equal bytes: the difference between two "
+    "curves, read off straight lines between their settings, in the mean over the bytes that both reach; its spread is "
+    "that over 50 paired bootstraps of the scored pairs, and over seeds where a coder draws. "
+)
+RULE = (
+    "at equal bytes the score is higher, by more than the spread of the difference, than that of each; mixed: the "
+    "difference is within its spread, or of one sign only for some"
+)
+
+
+def whole(statistics: MatrixStatistics) -> MatrixStatistics:
+    """Return all that is known."""
+    return statistics
+
+
+def flat(statistics: MatrixStatistics) -> MatrixStatistics:
+    """Return statistics in which all weights are equally sensitive."""
+    own = statistics.sensitivity
+    return replace(statistics, sensitivity=Sensitivity(np.ones_like(own.rows), np.ones_like(own.columns)))
+
+
+def unseen(statistics: MatrixStatistics) -> MatrixStatistics:
+    """Return statistics without what enters a matrix."""
+    return replace(statistics, moments=None)
+
+
+def untouched(network: Network, statistics: Mapping[str, MatrixStatistics]) -> AbstractContextManager[None]:
+    """Run a network as it is."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with the settings that it is measured at.
+
+    Parameters
+    ----------
+    levels : tuple of float
+        One number a setting; ``unit`` says of what.
+    make : callable
+        From a level to the coder and its setting.
+    draws : bool
+        Whether the seed makes a difference.
+    known : callable
+        What of the statistics the coder is shown.
+    decide : callable or None
+        From a level and all weights to coder and setting by matrix, where these are not the same for all.
+    running : callable
+        A context in which the coded network is measured.
+    """
+
+    label: str
+    levels: tuple[float, ...]
+    make: Callable[[float], tuple[Coder, Setting]]
+    unit: str = "bits"
+    draws: bool = False
+    known: Callable[[MatrixStatistics], MatrixStatistics] = whole
+    decide: Callable[[float, Mapping[str, Floats]], Settings] | None = None
+    running: Callable[[Network, Mapping[str, MatrixStatistics]], AbstractContextManager[None]] = untouched
+
+    def spec(self, level: float) -> str:
+        """Return in words what a point of this level was coded by."""
+        coder, setting = self.make(level)
+        return f"{coder!r} at {setting!r}, {self.known.__name__}, {self.running.__name__}"
+
+
+def grid(levels: float, group: int = ROW) -> Setting:
+    """Return the setting of a symmetric grid of so many levels, an odd number."""
+    return Setting(math.log2(levels + 0.5), group)
+
+
+def nearest_arm(levels: tuple[float, ...], label: str = "rtn") -> Arm:
+    """Return rounding to the nearest, a scale for each row that reaches its largest weight."""
+    return Arm(label, levels, lambda level: (FineQuant(), grid(level)), "levels")
+
+
+def fitted_arm(levels: tuple[float, ...], label: str = "rtn, fitted") -> Arm:
+    """Return rounding to the nearest, each row's scale that of the least squared error."""
+    return Arm(label, levels, lambda level: (Gptq(), grid(level)), "levels", known=unseen)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm at one level."""
+
+    arm: str
+    level: float
+    seed: int
+
+
+def point_of(outcome: Mapping[str, Any]) -> Point:
+    """Return the point that an outcome belongs to."""
+    return Point(outcome["arm"], float(outcome["level"]), int(outcome["seed"]))
+
+
+class Workbench:
+    """What all points share: one network, one task, one set of statistics.
+
+    Parameters
+    ----------
+    task : Task
+        Of kind ``sts``.
+    cache : Path or None
+        A folder where statistics are kept; empty it when what collects them changes.
+    """
+
+    def __init__(self, network: Network, task: Task, *, cache: Path | None = None, say: Say = print) -> None:
+        if task.kind != "sts":
+            raise BadInput(f"task {task.name}: of kind {task.kind}; coders are scored on pairs of sentences, give sts:")
+        self.network, self.task = network, task
+        study = start_study(network, task)
+        count = min(sum(map(len, study.probe.texts)), max(len(study.texts) // 2, 4))
+        # What statistics were collected on would flatter the coders that look at them.
+        self.probe = make_probe(network, study.texts[:count])
+        self.names = coded_matrices(network.model)
+        self.weights: dict[str, Floats] = {
+            name: network.model.get_parameter(name).detach().numpy().copy() for name in self.names
+        }
+
+        def collect() -> Statistics:
+            texts = study.texts[count:]
+            return statistics_of(study.probe, self.names, [Gptq()], texts, seed=0, progress=silent)
+
+        record = json.dumps(self.record())
+        file = None if cache is None else cache / f"{hashlib.sha256(record.encode()).hexdigest()[:16]}.safetensors"
+        self.statistics = kept_statistics(file, self.names, collect)
+        self.cosines = self.likeness(network)
+        self.scores = np.asarray(task.held_out.scores, dtype=np.float64)
+        self.original = {
+            "bytes": file_bytes(network, {}) * 2,
+            "half_bytes": file_bytes(network, {}),
+            "weights": sum(weight.size for weight in self.weights.values()),
+            "score": spearman(self.cosines, self.scores),
+        }
+        say(f"{network.name}: {len(self.names)} matrices, {self.original['score']:.4f} on {task.name}")
+
+    def record(self) -> dict[str, Any]:
+        """Return what a point depends on besides itself; nothing of it is about the machine."""
+        return {"versions": versions(), "network": fingerprint(self.network), "data": self.task.fingerprint}
+
+    def likeness(self, network: Network) -> Doubles:
+        """Return the cosine similarity of each held-out pair, shape ``(pairs,)``."""
+        held = self.task.held_out
+        place = {text: index for index, text in enumerate(held.passages)}
+        vectors = embed(network, held.passages, batch_size=64).astype(np.float64)
+        return cosine(vectors, *(np.array([place[text] for text in side]) for side in (held.left, held.right)))
+
+    def settings(self, arm: Arm, level: float) -> Settings:
+        """Return coder and setting of every matrix."""
+        if arm.decide is not None:
+            return arm.decide(level, self.weights)
+        return dict.fromkeys(self.names, arm.make(level))
+
+    def codes(self, arm: Arm, level: float, seed: int) -> dict[str, Coded]:
+        """Return the code of every matrix."""
+        return {
+            name: coder.code(self.weights[name], arm.known(self.statistics[name]), setting, seed=seed)
+            for name, (coder, setting) in self.settings(arm, level).items()
+        }
+
+    def reconstruction(self, codes: Mapping[str, Coded]) -> dict[str, float]:
+        """Return the squared error of the outputs of each linear map over that of zeros, ``tr(E M Eᵀ) / tr(W M Wᵀ)``."""
+        found = {}
+        for name, coded in codes.items():
+            moments = self.statistics[name].moments
+            if moments is not None:
+                weight = self.weights[name]
+                error = weight - decode(coded)
+                whole = float(np.einsum("ij,ij", weight @ moments, weight, dtype=np.float64))
+                lost = float(np.einsum("ij,ij", error @ moments, error, dtype=np.float64))
+                found[name] = lost / whole if whole > 0 else 0.0
+        return found
+
+    def measure(self, arm: Arm, point: Point, observe: Observe | None = None) -> Outcome:
+        """Run one point: code, pack, decode, score."""
+        started = time.monotonic()
+        codes = self.codes(arm, point.level, point.seed)
+        seconds = time.monotonic() - started
+        student = with_codes(self.network, codes)
+        with arm.running(student, self.statistics):
+            nats = measure_network(self.probe, student)
+            cosines = self.likeness(student)
+        packed = {name: len(code) for name, code in student.codes.items()}
+        return {
+            "arm": arm.label,
+            "level": point.level,
+            "unit": arm.unit,
+            "seed": point.seed,
+            "spec": arm.spec(point.level),
+            "bytes": file_bytes(student, codes),
+            "bits": 8 * sum(packed.values()) / self.original["weights"],
+            "nats": nats,
+            "score": spearman(cosines, self.scores),
+            "relative": spearman(cosines, self.scores) / self.original["score"],
+            "resamples": resampled(cosines, self.cosines, self.scores),
+            "seconds": {"coding": seconds, "all": time.monotonic() - started},
+            "packed": packed,
+            **({} if observe is None else observe(self, arm, point, codes)),
+        }
+
+
+Observe = Callable[[Workbench, Arm, Point, Mapping[str, Coded]], Mapping[str, Any]]
+
+
+def kept_statistics(file: Path | None, names: Sequence[str], collect: Callable[[], Statistics]) -> Statistics:
+    """Return statistics from a file of tensors, or collect them and write it."""
+    from safetensors.numpy import load_file, save
+
+    if file is not None and file.exists():
+        held = load_file(file)
+        return {
+            name: MatrixStatistics(
+                Sensitivity(held[f"{name} rows"], held[f"{name} columns"]), held.get(f"{name} moments")
+            )
+            for name in names
+        }
+    found = collect()
+    if file is not None:
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, own in found.items():
+            arrays |= {f"{name} rows": own.sensitivity.rows, f"{name} columns": own.sensitivity.columns}
+            arrays |= {} if own.moments is None else {f"{name} moments": own.moments}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    return found
+
+
+def resampled(cosines: Doubles, original: Doubles, scores: Doubles, draws: int = DRAWS) -> list[float]:
+    """Return the relative score of so many bootstraps of the pairs; the same pairs are drawn for every network.
+
+    Parameters
+    ----------
+    cosines, original, scores : ndarray, shape ``(pairs,)``
+    """
+    rng, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        drawn = rng.integers(len(scores), size=len(scores))
+        own, theirs = (spearman(values[drawn], scores[drawn]) for values in (cosines, original))
+        found.append(round(own / theirs, 6) if theirs else 0.0)
+    return found
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The mean of curve a less curve b over the bytes from ``low`` to ``high`` that both reach."""
+
+    low: float
+    high: float
+    mean: float
+
+
+def at_equal_bytes(curve_a: Curve, curve_b: Curve) -> Gap | None:
+    """Compare two curves where both are, None if nowhere.
+
+    Parameters
+    ----------
+    curve_a, curve_b : sequence of (bytes, value)
+        In any order; straight lines are drawn between neighbours. One point is a curve as well.
+    """
+    (x_a, y_a), (x_b, y_b) = (np.array(sorted(curve), dtype=np.float64).T for curve in (curve_a, curve_b))
+    low, high = max(x_a[0], x_b[0]), min(x_a[-1], x_b[-1])
+    if low > high:
+        return None
+    places = np.unique([low, high, *(x for x in (*x_a, *x_b) if low < x < high)])
+    gaps = np.interp(places, x_a, y_a) - np.interp(places, x_b, y_b)
+    mean = float(gaps[0]) if low == high else float(np.trapezoid(gaps, places) / (high - low))
+    return Gap(float(low), float(high), mean)
+
+
+def of_arm(outcomes: Sequence[Outcome], label: str) -> dict[float, list[Outcome]]:
+    """Return the outcomes of an arm by level, seeds side by side."""
+    found: dict[float, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome["arm"] == label:
+            found.setdefault(float(outcome["level"]), []).append(outcome)
+    return found
+
+
+def curve_of(arm: Mapping[float, Sequence[Outcome]], value: Callable[[Outcome], float]) -> list[tuple[float, float]]:
+    """Return bytes and a value at each level, means over seeds."""
+    return [
+        (spreads.fmean(one["bytes"] for one in runs), spreads.fmean(value(one) for one in runs))
+        for runs in arm.values()
+    ]
+
+
+def compare(outcomes: Sequence[Outcome], ours: str, theirs: str) -> dict[str, Any] | None:
+    """Return how far an arm's score is above another's at equal bytes; None if they share no bytes.
+
+    Returns
+    -------
+    dict
+        ``gap`` and ``spread`` (of relative scores), ``nats`` (ours over theirs), ``bytes`` (low and high).
+    """
+    a, b = of_arm(outcomes, ours), of_arm(outcomes, theirs)
+
+    def gap(value: Callable[[Outcome], float]) -> Gap | None:
+        return at_equal_bytes(curve_of(a, value), curve_of(b, value)) if a and b else None
+
+    mean, nats = gap(lambda one: one["relative"]), gap(lambda one: math.log(max(one["nats"], LEAST_NATS)))
+    draws = [gap(lambda one, draw=draw: one["resamples"][draw]) for draw in range(DRAWS)]  # type: ignore[misc]
+    if mean is None or nats is None:
+        return None
+    noise = spreads.stdev(one.mean for one in draws if one is not None)
+    return {
+        "gap": mean.mean,
+        "spread": math.hypot(noise, seed_noise(a), seed_noise(b)),
+        "nats": math.exp(nats.mean),
+        "bytes": [mean.low, mean.high],
+    }
+
+
+def seed_noise(arm: Mapping[float, Sequence[Outcome]]) -> float:
+    """Return the standard error of relative scores over seeds, in the root mean square over levels."""
+    errors = [spreads.variance(one["relative"] for one in runs) / len(runs) for runs in arm.values() if len(runs) > 1]
+    return math.sqrt(spreads.fmean(errors)) if errors else 0.0
+
+
+def part_of(name: str, rule: str, verdict: str, summary: str = "", **figures: Any) -> Part:
+    """Return a part of a claim."""
+    return {"name": name, "rule": rule, "verdict": verdict, "summary": summary, "figures": figures}
+
+
+def share_passed(passed: Sequence[bool]) -> str:
+    """Return ``holds`` if all passed, ``does not hold`` if none did, ``not tested`` if there were none."""
+    return (HOLDS if all(passed) else MIXED if any(passed) else FAILS) if passed else UNTESTED
+
+
+def combined(verdicts: Sequence[str]) -> str:
+    """Return the verdict of several comparisons: that of all if they agree, untested if one is, else mixed."""
+    if not verdicts or UNTESTED in verdicts:
+        return UNTESTED
+    return verdicts[0] if len(set(verdicts)) == 1 else MIXED
+
+
+def against(name: str, outcomes: Sequence[Outcome], ours: str, others: Sequence[str], rule: str = RULE) -> Part:
+    """Decide whether an arm's score is above those of others at equal bytes, see `RULE`."""
+    verdicts, texts, figures = [], [], {}
+    for other in others:
+        found = compare(outcomes, ours, other)
+        if found is None:
+            verdicts.append(UNTESTED)
+            continue
+        gap, spread = found["gap"], found["spread"]
+        verdicts.append(HOLDS if gap > spread else FAILS if gap < -spread else MIXED)
+        low, high = (f"{size / 1e6:.1f}" for size in found["bytes"])
+        texts.append(
+            f"{100 * gap:+.2f} ± {100 * spread:.2f} points and {found['nats']:.2f} times the nats of `{other}` "
+            f"({low if low == high else f'{low} to {high}'} MB)"
+        )
+        figures[other] = found
+    return part_of(name, rule, combined(verdicts), "; ".join(texts), **figures)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement, the points that test it and what is decided from them; the first part decides whether it fails."""
+
+    slug: str
+    claim: str
+    experiment: str
+    arms: tuple[Arm, ...]
+    parts: Callable[[Sequence[Outcome]], list[Part]]
+    observe: Observe | None = None
+
+    def points(self, seeds: Sequence[int], *, quick: bool = False) -> list[Point]:
+        """Return the points, seed by seed; a quick run takes both ends of each arm."""
+        return [
+            Point(arm.label, float(level), seed)
+            for number, seed in enumerate(seeds)
+            for arm in self.arms
+            for level in dict.fromkeys((arm.levels[0], arm.levels[-1]) if quick else arm.levels)
+            if arm.draws or number == 0
+        ]
+
+    def judge(self, outcomes: Sequence[Outcome], *, complete: bool) -> dict[str, Any]:
+        """Return the parts and the verdict, as for every claim."""
+        parts = self.parts(outcomes)
+        verdicts = [part["verdict"] for part in parts]
+        if not complete or UNTESTED in verdicts:
+            verdict = "unfinished"
+        else:
+            verdict = FAILS if verdicts[0] == FAILS else share_passed([one == HOLDS for one in verdicts])
+            verdict = MIXED if verdict == FAILS and verdicts[0] != FAILS else verdict
+        return {"verdict": verdict, "parts": parts}
+
+
+def run(
+    claim: Claim, bench: Workbench, out: Path, *, seeds: Sequence[int] = SEEDS, quick: bool = False, say: Say = print
+) -> str:
+    """Measure the points that ``out`` lacks, each on disk before the next begins, and return the verdict.
+
+    Raises
+    ------
+    BadInput
+        If ``out`` holds points that were made otherwise.
+    IsthmusError
+        At the end, if some points could not be measured.
+    """
+    wanted, arms = set(claim.points(seeds)), {arm.label: arm for arm in claim.arms}
+    scored = "pairs held out of STS-B train" if "validation" in bench.task.name else "STS-B dev"
+    words = EXPERIMENT.format(model=bench.network.name, scored=scored)
+    head = {
+        "slug": claim.slug, "kind": "coding", "claim": claim.claim, "experiment": words + claim.experiment,
+        "record": bench.record(), "original": bench.original,
+    }  # fmt: skip
+    ledger = Ledger(out, head, lambda found: claim.judge(found, complete={point_of(one) for one in found} >= wanted))
+    for outcome in ledger.outcomes:
+        arm = arms.get(outcome["arm"])
+        if arm is None or arm.spec(outcome["level"]) != outcome["spec"]:
+            raise BadInput(f"{out}: its points of {outcome['arm']} were coded otherwise; move the file away")
+    there = {point_of(outcome) for outcome in ledger.outcomes}
+    missing = [point for point in claim.points(seeds, quick=quick) if point not in there]
+    say(f"{claim.slug}: {len(missing)} points to measure, {len(there)} there already")
+    failed: list[str] = []
+    for number, point in enumerate(missing):
+        title = f"[{number + 1}/{len(missing)}] {point.arm} at {point.level:g}, seed {point.seed}: "
+        try:
+            outcome = bench.measure(arms[point.arm], point, claim.observe)
+        except IsthmusError as error:
+            failed.append(f"{point.arm} at {point.level:g}, seed {point.seed}: {error}")
+            say(f"{title}FAILED {error}")
+            continue
+        ledger.add(outcome)
+        say(
+            f"{title}{outcome['bytes'] / 1e6:.2f} MB, {outcome['bits']:.2f} bits, relative {outcome['relative']:.4f}, "
+            f"{outcome['nats']:.4f} nats, {outcome['seconds']['all']:.0f} s"
+        )
+    ledger.write()
+    concluded = ledger.conclude(ledger.outcomes)
+    for part in concluded["parts"]:
+        say(f"{part['name']}: {part['verdict']} ({part['summary']})")
+    say(f"{claim.slug}: {concluded['verdict']}")
+    if failed:
+        raise IsthmusError(f"{claim.slug}: {len(failed)} points could not be measured; the first: {failed[0]}")
+    return str(concluded["verdict"])
