@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import statistics as spreads
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +30,7 @@ from isthmus.errors import BadInput, IsthmusError
 from isthmus.flow.coding import file_bytes, statistics_of
 from isthmus.flow.record import versions
 from isthmus.flow.study import start_study
+from isthmus.flow.verifying import bytes_on_disk
 from isthmus.network import Network, embed
 from isthmus.progress import silent
 from isthmus.relevance.probe import make_probe, measure_network
@@ -186,7 +186,7 @@ class Workbench:
         self.cosines = self.likeness(network)
         self.scores = np.asarray(task.held_out.scores, dtype=np.float64)
         self.original = {
-            "bytes": file_bytes(network, {}) * 2,
+            "bytes": bytes_on_disk(network),
             "half_bytes": file_bytes(network, {}),
             "weights": sum(weight.size for weight in self.weights.values()),
             "score": spearman(self.cosines, self.scores),
@@ -225,9 +225,9 @@ class Workbench:
             if moments is not None:
                 weight = self.weights[name]
                 error = weight - decode(coded)
-                whole = float(np.einsum("ij,ij", weight @ moments, weight, dtype=np.float64))
+                power = float(np.einsum("ij,ij", weight @ moments, weight, dtype=np.float64))
                 lost = float(np.einsum("ij,ij", error @ moments, error, dtype=np.float64))
-                found[name] = lost / whole if whole > 0 else 0.0
+                found[name] = lost / power if power > 0 else 0.0
         return found
 
     def measure(self, arm: Arm, point: Point, observe: Observe | None = None) -> Outcome:
@@ -338,7 +338,7 @@ def of_arm(outcomes: Sequence[Outcome], label: str) -> dict[float, list[Outcome]
 def curve_of(arm: Mapping[float, Sequence[Outcome]], value: Callable[[Outcome], float]) -> list[tuple[float, float]]:
     """Return bytes and a value at each level, means over seeds."""
     return [
-        (spreads.fmean(one["bytes"] for one in runs), spreads.fmean(value(one) for one in runs))
+        (float(np.mean([one["bytes"] for one in runs])), float(np.mean([value(one) for one in runs])))
         for runs in arm.values()
     ]
 
@@ -357,10 +357,10 @@ def compare(outcomes: Sequence[Outcome], ours: str, theirs: str) -> dict[str, An
         return at_equal_bytes(curve_of(a, value), curve_of(b, value)) if a and b else None
 
     mean, nats = gap(lambda one: one["relative"]), gap(lambda one: math.log(max(one["nats"], LEAST_NATS)))
-    draws = [gap(lambda one, draw=draw: one["resamples"][draw]) for draw in range(DRAWS)]  # type: ignore[misc]
     if mean is None or nats is None:
         return None
-    noise = spreads.stdev(one.mean for one in draws if one is not None)
+    drawn = [gap(lambda one, draw=draw: one["resamples"][draw]) for draw in range(DRAWS)]  # type: ignore[misc]
+    noise = float(np.std([one.mean for one in drawn if one is not None], ddof=1))
     return {
         "gap": mean.mean,
         "spread": math.hypot(noise, seed_noise(a), seed_noise(b)),
@@ -371,8 +371,8 @@ def compare(outcomes: Sequence[Outcome], ours: str, theirs: str) -> dict[str, An
 
 def seed_noise(arm: Mapping[float, Sequence[Outcome]]) -> float:
     """Return the standard error of relative scores over seeds, in the root mean square over levels."""
-    errors = [spreads.variance(one["relative"] for one in runs) / len(runs) for runs in arm.values() if len(runs) > 1]
-    return math.sqrt(spreads.fmean(errors)) if errors else 0.0
+    errors = [np.var([one["relative"] for one in runs], ddof=1) / len(runs) for runs in arm.values() if len(runs) > 1]
+    return math.sqrt(np.mean(errors)) if errors else 0.0
 
 
 def part_of(name: str, rule: str, verdict: str, summary: str = "", **figures: Any) -> Part:
@@ -424,13 +424,13 @@ class Claim:
 
     def points(self, seeds: Sequence[int], *, quick: bool = False) -> list[Point]:
         """Return the points, seed by seed; a quick run takes both ends of each arm."""
-        return [
-            Point(arm.label, float(level), seed)
-            for number, seed in enumerate(seeds)
+        every = [
+            Point(arm.label, float(level), seed if arm.draws else 0)
+            for seed in seeds
             for arm in self.arms
-            for level in dict.fromkeys((arm.levels[0], arm.levels[-1]) if quick else arm.levels)
-            if arm.draws or number == 0
+            for level in ((arm.levels[0], arm.levels[-1]) if quick else arm.levels)
         ]
+        return list(dict.fromkeys(every))
 
     def judge(self, outcomes: Sequence[Outcome], *, complete: bool) -> dict[str, Any]:
         """Return the parts and the verdict, as for every claim."""
@@ -438,9 +438,10 @@ class Claim:
         verdicts = [part["verdict"] for part in parts]
         if not complete or UNTESTED in verdicts:
             verdict = "unfinished"
+        elif verdicts[0] == FAILS:
+            verdict = FAILS
         else:
-            verdict = FAILS if verdicts[0] == FAILS else share_passed([one == HOLDS for one in verdicts])
-            verdict = MIXED if verdict == FAILS and verdicts[0] != FAILS else verdict
+            verdict = HOLDS if all(found == HOLDS for found in verdicts) else MIXED
         return {"verdict": verdict, "parts": parts}
 
 

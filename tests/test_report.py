@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -20,7 +21,7 @@ from isthmus.report import numbers
 from isthmus.report.charts import thinned
 
 EXAMPLE = Path(__file__).parent / "data" / "report_example.json"
-VOID = {"meta", "link", "br", "col", "input", "img", "hr"}
+VOID = {"meta", "link", "br", "wbr", "col", "input", "img", "hr"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 
@@ -63,9 +64,40 @@ def read(page: str) -> Reader:
     return reader
 
 
+def codes() -> list[report.CodeRow]:
+    """Return the codes of a dozen layers and of two matrices beside them."""
+    named = {"attention.self.query": 98_304, "attention.output.dense": 98_304, "intermediate.dense": 344_064}
+    inside = [(f"encoder.layer.{layer}.{name}", layer, size) for layer in range(12) for name, size in named.items()]
+    return [
+        report.CodeRow(
+            parameter=f"{name}.weight", layer=layer, coder=("gptq", "vptq", "low-rank")[index % 3], bits=2 + index % 5,
+            weights=size, original_bytes=4 * size, bytes=size * (2 + index % 5) / 8 + 300, predicted_distortion=2e-4,
+        )
+        for index, (name, layer, size) in enumerate(
+            [("embeddings.word_embeddings", None, 5_799_936), *inside, ("pooler.dense", None, 147_456)]
+        )
+    ]  # fmt: skip
+
+
+def plans() -> list[report.FrontierPoint]:
+    """Return a frontier in disorder, with two dominated plans."""
+    best = [
+        report.FrontierPoint(
+            bytes=3e6 * 1.15**step, distortion=4 / 1.4**step, params_share=0.3 + 0.04 * step, bits=2 + step / 4,
+            kept={"layers": 0.5 + 0.03 * step, "heads": 0.4 + 0.03 * step}, coders={"gptq": 20 + step, "vptq": 18 - step},
+        )
+        for step in range(16)
+    ]  # fmt: skip
+    worse = [one.model_copy(update={"distortion": one.distortion * 1.3}) for one in best[3:5]]
+    return [*best[8:], *worse, *best[:8]]
+
+
 @pytest.fixture(scope="module")
 def narrowed() -> report.ReportData:
-    return report.ReportData.model_validate_json(EXAMPLE.read_text())
+    data = report.ReportData.model_validate_json(EXAMPLE.read_text())
+    size = report.Saving(currency="bytes", unit="B", original=9.1e7, narrowed=9.15e6, predicted=9.2e6, limit=9.5e6)
+    savings = [size if saving.currency == "bytes" else saving for saving in data.savings]
+    return data.model_copy(update={"codes": codes(), "frontier": plans(), "savings": savings})
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +115,8 @@ def inspected(narrowed: report.ReportData) -> report.ReportData:
             "curves": [],
             "examples": [],
             "engines": [],
+            "codes": [],
+            "frontier": [],
         }
     )
 
@@ -99,6 +133,8 @@ SECTIONS = {
     "curves": "curves",
     "examples": "examples",
     "engines": "engines",
+    "codes": "codes",
+    "frontier": "frontier",
     "record": "record",
     "warnings": "h-warnings",
 }
@@ -157,6 +193,15 @@ def test_text_is_escaped() -> None:
         examples=[report.Example(text=bad, text2=bad, original=1, narrowed=0)],
         engines=[report.EngineRow(engine=bad, batch=1, length=bad, original_ms=1)],
         savings=[report.Saving(currency="params", original=2, narrowed=1, note=bad)],
+        codes=[
+            report.CodeRow(parameter=f"{bad}.{layer}.{bad}", layer=layer, coder=bad, bits=2, weights=8,
+                           original_bytes=32, bytes=2)
+            for layer in (None, 0, 1)
+        ],
+        frontier=[
+            report.FrontierPoint(bytes=size, distortion=1 / size, params_share=1, bits=4, kept={bad: 1}, coders={bad: 1})
+            for size in (1, 2)
+        ],
     )  # fmt: skip
     page = report.render(data)
     read(page)
@@ -176,6 +221,31 @@ def test_section_is_there_only_with_data(field: str, narrowed: report.ReportData
     without = report.render(narrowed.model_copy(update=update))
     read(without)
     assert mark not in without
+
+
+def test_stops_of_the_slider_match_what_is_drawn(narrowed: report.ReportData) -> None:
+    page = report.render(narrowed)
+    stops = json.loads(re.findall(r'<script type="application/json" id="frontier-stops">(.*?)</script>', page)[0])
+    section = page[page.index('<section id="frontier"') : page.index("</section>", page.index('id="frontier"'))]
+    slider = re.findall(r'<input type="range"[^>]*>', section)
+    assert len(slider) == 1
+    assert f'max="{len(stops) - 1}"' in slider[0]
+    start = stops[int(re.findall(r' value="(\d+)"', slider[0])[0])]
+    assert f'aria-valuetext="{start["spoken"]}"' in slider[0]
+    assert re.findall(r"data-text>([^<]*)<", section) == start["texts"]
+    widths = re.findall(r'data-bar style="width:([\d.]+)%"', section)
+    assert [float(width) for width in widths] == start["bars"]
+    assert all(len(stop["texts"]) == len(start["texts"]) for stop in stops)
+    assert f'cx="{start["x"]}" cy="{start["y"]}"' in section
+    assert len(stops) == 16
+    assert start["texts"][1].replace(numbers.SPACE, " ") == "9.18 MB"  # 3 MB times 1.15 to the eighth: nearest to 9.2
+
+
+def test_one_plan_has_no_slider() -> None:
+    page = report.render(bare(frontier=plans()[:1]))
+    assert "Plan 1 of 1" in "".join(read(page).text)
+    assert "<input" not in page
+    assert 'type="application/json"' not in page
 
 
 def test_bare_page_has_no_sections() -> None:
@@ -205,7 +275,18 @@ def test_numbers_that_are_not_do_no_harm() -> None:
         curves=[report.Curve(name="a", points=[(0, nan), (1, 2), (2, inf)]), report.Curve(name="b", points=[(0, nan)])],
         examples=[report.Example(text="x", original=nan, narrowed=1, label=nan)],
         engines=[report.EngineRow(engine="e", batch=1, length=1, original_ms=nan, spread_original=(nan, inf))],
-    )
+        codes=[
+            report.CodeRow(parameter="c", coder="x", bits=nan, weights=0, original_bytes=nan, bytes=inf),
+            report.CodeRow(parameter="d", coder="x", bits=inf, weights=1, original_bytes=0, bytes=-1,
+                           predicted_distortion=nan),
+        ],
+        frontier=[
+            report.FrontierPoint(bytes=1, distortion=-1, params_share=nan, bits=inf),
+            report.FrontierPoint(bytes=0.5, distortion=1e-9, params_share=inf, bits=nan),
+            report.FrontierPoint(bytes=nan, distortion=1, params_share=1, bits=1),
+            report.FrontierPoint(bytes=1, distortion=inf, params_share=1, bits=1),
+        ],
+    )  # fmt: skip
     page = report.render(data)
     read(page)
     assert not re.search(r"\bnan\b|\binf\b", page.split("</style>")[1].split("<script>")[0])
@@ -323,6 +404,23 @@ def test_browser_draws_it_without_complaint(narrowed: report.ReportData, tmp_pat
     result = browse(tmp_path, f"--screenshot={shot}", "--window-size=1280,2400", page=page)
     assert shot.read_bytes().startswith(b"\x89PNG")
     assert shot.stat().st_size > 50_000
+    assert "CONSOLE" not in result.stderr
+
+
+@needs_browser
+def test_slider_shows_the_plan_that_it_stands_at(narrowed: report.ReportData, tmp_path: Path) -> None:
+    move = (
+        "<script>const s=document.getElementById('frontier-at');s.value=2;s.dispatchEvent(new Event('input'))"
+        "</script></body>"
+    )
+    page = tmp_path / "report.html"
+    page.write_text(report.render(narrowed).replace("</body>", move), encoding="utf-8")
+    result = browse(tmp_path, "--dump-dom", page=page)
+    shown = [text.replace("&nbsp;", " ") for text in re.findall(r'data-text="">([^<]*)<', result.stdout)]
+    assert shown[:3] == ["Plan 3 of 16", "3.97 MB", "2.04 nats"]
+    assert shown[5:] == ["56.0 %", "46.0 %", "22", "16"]
+    slide = re.findall(r'<div class="slide"[^>]*>', result.stdout)
+    assert slide == ['<div class="slide">']
     assert "CONSOLE" not in result.stderr
 
 

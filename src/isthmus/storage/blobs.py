@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,20 +18,18 @@ import numpy.typing as npt
 from isthmus.errors import BadArtifact
 from isthmus.storage import entropy
 from isthmus.storage.coded import FINENESS, Codebook, Coded, Outliers, Product, Uniform
-from isthmus.storage.entropy import Contexts, Integers, Part, read_varint, varint
+from isthmus.storage.contexts import (
+    COLUMN_BITS,
+    ROW_CLASSES,
+    Classes,
+    best_classes,
+    magnitude,
+    parts_of,
+)
+from isthmus.storage.entropy import Integers, read_varint, varint
 
 VERSION = 1
 _SCHEMES: dict[type, int] = {Uniform: 0, Codebook: 1, Product: 2}
-COLUMNS = 32
-"""Columns that are read in one go; the context of the next ones is how large the integers of a row were in these."""
-ROW_CLASSES = (8, 16)
-"""Rows fall into so many classes, or one where telling them apart saves nothing."""
-COLUMN_BITS = 2
-COLUMN_CLASSES = 1 << COLUMN_BITS
-"""Columns fall into so many, or one; which is written before the stream."""
-SAMPLE = 1 << 19
-"""Integers by which classes are chosen."""
-
 _BOUNDS = (7, 15, 31, 63, 127, 255, 511, 1023, 2047)
 _FARTHEST = 1 << 29
 _LARGEST = 60 * FINENESS  # scales from 2 ** -60 to 2 ** 60, so that nothing overflows
@@ -172,35 +169,6 @@ def _read_outliers(reader: _Reader, shape: Shape) -> Outliers | None:
     return Outliers(places, reader.halves((count,)))
 
 
-@dataclass(frozen=True)
-class _Classes:
-    """What the context of an integer is made of: ``edges`` between classes of rows, and the class of each column."""
-
-    edges: tuple[int, ...]
-    columns: npt.NDArray[np.uint8] | None
-
-    def contexts(self, total: npt.NDArray[np.int64], start: int, count: int) -> Contexts:
-        """Return the context of each entry of columns from ``start``, whose rows had ``total`` before."""
-        if not start or not self.edges:
-            rows = np.zeros(len(total), dtype=np.uint8)
-        else:
-            rows = (1 + np.searchsorted(self.edges, _activity(total, start), side="right")).astype(np.uint8)
-        if self.columns is None:
-            return np.repeat(rows, count)
-        return (rows[:, None] * np.uint8(COLUMN_CLASSES) + self.columns[start : start + count]).ravel()
-
-    def step(self, columns: int) -> int:
-        """Return how many columns are read in one go."""
-        return COLUMNS if self.edges else columns
-
-    def head(self) -> bytes:
-        """Return what the reader must know of it."""
-        told = b"".join(varint(edge) for edge in (len(self.edges), *self.edges))
-        if self.columns is None:
-            return told + varint(0)
-        return told + varint(1) + np.packbits(np.unpackbits(self.columns[:, None], axis=1)[:, -COLUMN_BITS:]).tobytes()
-
-
 def _integers(matrix: Integers) -> bytes:
     """Return a matrix of integers as a stream, with the classes of rows and columns that make it shortest.
 
@@ -210,29 +178,9 @@ def _integers(matrix: Integers) -> bytes:
     within = np.clip(matrix, -bound, bound)
     beyond = np.abs(matrix[np.abs(matrix) >= bound].astype(np.int64)) - bound
     tail = varint(bound) + b"".join(varint(number) for number in beyond.tolist())
-    classes = _best_classes(within)
-    stream = entropy.encode(_parts(within, classes))
+    classes = best_classes(within)
+    stream = entropy.encode(parts_of(within, classes))
     return classes.head() + varint(len(stream)) + stream + tail
-
-
-def _best_classes(matrix: Integers) -> _Classes:
-    """Return the classes that make the shortest stream, judged by a part of the rows where there are many."""
-    every = max(1, matrix.size // SAMPLE)
-    sample = matrix[::every]
-    columns = _column_classes(sample)
-    best, shortest = _Classes((), None), math.inf
-    for count in (0, *ROW_CLASSES):
-        edges = _edges(sample, count)
-        if count and not edges:
-            continue
-        for own in (None, columns):
-            classes = _Classes(edges, own)
-            counts = entropy.count(_parts(sample, classes))[1]
-            # Tables and classes are written once, however many rows there are.
-            body = every * entropy.message_bytes(counts) + entropy.table_bytes(counts) + len(classes.head())
-            if body < shortest:
-                best, shortest = classes, body
-    return best
 
 
 def _bound(matrix: Integers) -> int:
@@ -254,52 +202,15 @@ def _bound(matrix: Integers) -> int:
     return min(bounds, key=size)
 
 
-def _parts(matrix: Integers, classes: _Classes) -> list[Part]:
-    parts: list[Part] = []
-    total = np.zeros(len(matrix), dtype=np.int64)
-    step = classes.step(matrix.shape[1])
-    for start in range(0, matrix.shape[1], step):
-        block = matrix[:, start : start + step]
-        parts.append((block.ravel(), classes.contexts(total, start, block.shape[1])))
-        if classes.edges:
-            total += _magnitude(block)
-    return parts
-
-
-def _magnitude(block: Integers) -> npt.NDArray[np.int64]:
-    total: npt.NDArray[np.int64] = np.abs(block).sum(1, dtype=np.int64)
-    return total
-
-
-def _activity(total: npt.NDArray[np.int64], seen: int) -> npt.NDArray[np.int64]:
-    """Return the mean magnitude of each row in 256ths; whole numbers, for every machine must find the same."""
-    return 256 * total // seen
-
-
-def _edges(matrix: Integers, count: int) -> tuple[int, ...]:
-    """Return what separates so many classes of rows: quantiles of their activity."""
-    if matrix.shape[1] <= COLUMNS or not count:
-        return ()
-    shares = np.quantile(_activity(_magnitude(matrix), matrix.shape[1]), np.arange(1, count) / count)
-    return tuple(int(edge) for edge in np.unique(np.floor(shares)).tolist() if edge > 0)
-
-
-def _column_classes(matrix: Integers) -> npt.NDArray[np.uint8]:
-    """Return the class of each column: the quarter that its activity falls into."""
-    activity = np.abs(matrix).sum(0, dtype=np.int64)
-    edges = np.quantile(activity, np.arange(1, COLUMN_CLASSES) / COLUMN_CLASSES)
-    return np.searchsorted(edges, activity, side="right").astype(np.uint8)
-
-
-def _read_classes(reader: _Reader, columns: int) -> _Classes:
+def _read_classes(reader: _Reader, columns: int) -> Classes:
     edges = tuple(reader.number() for _ in range(reader.number(most=max(ROW_CLASSES) - 1)))
     if list(edges) != sorted(edges):
         raise _damaged("the classes of rows are not in order")
     if not reader.number(most=1):
-        return _Classes(edges, None)
+        return Classes(edges, None)
     bits = np.unpackbits(np.frombuffer(reader.take(-(-columns * COLUMN_BITS // 8)), dtype=np.uint8))
     pairs = bits[: columns * COLUMN_BITS].reshape(columns, COLUMN_BITS)
-    return _Classes(edges, (pairs[:, 0] * 2 + pairs[:, 1]).astype(np.uint8))
+    return Classes(edges, (pairs[:, 0] * 2 + pairs[:, 1]).astype(np.uint8))
 
 
 def _read_integers(reader: _Reader, shape: Shape) -> Integers:
@@ -313,7 +224,7 @@ def _read_integers(reader: _Reader, shape: Shape) -> Integers:
         block = decoder.take(classes.contexts(total, start, columns)).reshape(-1, columns)
         matrix[:, start : start + columns] = block
         if classes.edges:
-            total += _magnitude(block)
+            total += magnitude(block)
     decoder.close()
     bound = reader.number(least=1, most=_BOUNDS[-1])
     over = np.abs(matrix) >= bound

@@ -1,0 +1,119 @@
+"""COMQ (Zhang et al. 2024): coordinate descent on the error of each layer's outputs, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from claims.coding import Arm, Claim, Workbench, against, fitted_arm, grid, nearest_arm, of_arm, part_of, share_passed
+from claims.common import Outcome
+from claims.vtrans import HOLDS, MIXED, UNTESTED, Part
+from isthmus.bottlenecks.bits.comq import Comq
+from isthmus.storage.coded import Coded
+
+LEVELS = (15.0, 11.0, 7.0, 5.0, 3.0)
+ORDERED = (15.0, 7.0)
+SWEEPS = (1, 2, 3, 4)
+ROUNDING = 1e-5
+"""A share by which an error may rise: products in float32 are no finer."""
+
+
+def _sweeps(number: int) -> Arm:
+    return Arm(f"sweeps: {number}", ORDERED, lambda n: (Comq(sweeps=number), grid(n, 0)), "levels")
+
+
+def observe(bench: Workbench, arm: Arm, point: Any, codes: Mapping[str, Coded]) -> dict[str, Any]:
+    """Return the error of each linear map's outputs, as a share of their mean square."""
+    return {"reconstruction": bench.reconstruction(codes)}
+
+
+def _errors(outcomes: Sequence[Outcome], label: str) -> dict[float, dict[str, float]]:
+    return {level: runs[0]["reconstruction"] for level, runs in of_arm(outcomes, label).items()}
+
+
+def _beaten(ours: Mapping[str, float], theirs: Mapping[str, float]) -> int:
+    return sum(ours[name] < theirs[name] for name in ours)
+
+
+def reconstruction(outcomes: Sequence[Outcome]) -> Part:
+    """Decide (b): every matrix's outputs are nearer to the original's than with rounding to nearest."""
+    rule = (
+        "the error of outputs is lower than by rounding to nearest, with scales that reach the largest weight and with "
+        "fitted ones, on every matrix at every number of levels; mixed: on more than half"
+    )
+    ours, better, total, texts = _errors(outcomes, "comq"), 0, 0, []
+    for other in ("rtn", "rtn, fitted"):
+        theirs = _errors(outcomes, other)
+        for level in sorted(ours.keys() & theirs.keys(), reverse=True):
+            won = _beaten(ours[level], theirs[level])
+            better, total = better + won, total + len(ours[level])
+            texts.append(f"{level:g} levels against `{other}`: {won} of {len(ours[level])}")
+    return part_of("error of outputs", rule, most(better, total, every=True), "; ".join(texts), better=better, of=total)
+
+
+def order(outcomes: Sequence[Outcome]) -> Part:
+    """Decide (d): the greedy order leaves less error than the cyclic one on most matrices."""
+    rule = "the greedy order leaves a lower error of outputs than the cyclic one on more than half of the matrices"
+    greedy, cyclic = _errors(outcomes, "comq"), _errors(outcomes, "cyclic")
+    shared = sorted(greedy.keys() & cyclic.keys(), reverse=True)
+    won = {level: _beaten(greedy[level], cyclic[level]) for level in shared}
+    passed = [2 * won[level] > len(greedy[level]) for level in shared]
+    text = "; ".join(f"{level:g} levels: {won[level]} of {len(greedy[level])}" for level in shared)
+    return part_of("greedy before cyclic", rule, share_passed(passed), text)
+
+
+def sweeps(outcomes: Sequence[Outcome]) -> Part:
+    """Decide (c): no sweep raises the error."""
+    rule = (
+        f"from each of {len(SWEEPS)} sweeps to the next the error of outputs rises on no matrix (by more than "
+        f"{ROUNDING:g} of itself); mixed: on less than half"
+    )
+    kept = total = 0
+    drops = []
+    for before, after in zip(SWEEPS, SWEEPS[1:], strict=False):
+        first, second = _errors(outcomes, f"sweeps: {before}"), _errors(outcomes, f"sweeps: {after}")
+        for level in first.keys() & second.keys():
+            pairs = [(first[level][name], second[level][name]) for name in first[level]]
+            kept += sum(late <= early * (1 + ROUNDING) for early, late in pairs)
+            total += len(pairs)
+            drops.append(f"{before} to {after} at {level:g} levels {sum(b for _, b in pairs) / sum(a for a, _ in pairs) - 1:+.2%}")
+    text = f"{total - kept} of {total} rise; in the sum: {', '.join(drops)}" if total else ""
+    return part_of("sweeps", rule, most(kept, total, every=True), text, rises=total - kept, of=total)
+
+
+def most(passed: int, total: int, *, every: bool) -> str:
+    """Return ``holds`` if all passed (or more than half, if not ``every``), ``mixed`` if more than half did."""
+    if not total:
+        return UNTESTED
+    if passed == total or (not every and 2 * passed > total):
+        return HOLDS
+    return MIXED if 2 * passed > total else "does not hold"
+
+
+def score(outcomes: Sequence[Outcome]) -> Part:
+    """Decide (a): the score at equal bytes."""
+    return against("score at equal bytes", outcomes, "comq", ["rtn", "rtn, fitted"])
+
+
+CLAIM = Claim(
+    slug="comq",
+    claim=(
+        "Coordinate descent on the error of a layer's outputs, over integers and scales and by dot products and "
+        "rounding alone, leaves a lower error than rounding to nearest on every layer and scores higher; no sweep "
+        "raises the error, and the greedy order beats the cyclic one on most layers."
+    ),
+    experiment=(
+        "Symmetric grids of 15 to 3 levels, a scale for each row. The baselines are rounding to nearest with scales "
+        "that reach the largest weight, and with scales of the least squared error of weights. Errors are of the "
+        "linear maps' outputs; embeddings have none and are coded by refitted scales."
+    ),
+    arms=(
+        Arm("comq", LEVELS, lambda n: (Comq(), grid(n, 0)), "levels"),
+        nearest_arm(LEVELS),
+        fitted_arm(LEVELS),
+        Arm("cyclic", ORDERED, lambda n: (Comq("cyclic"), grid(n, 0)), "levels"),
+        *map(_sweeps, SWEEPS),
+    ),
+    parts=lambda outcomes: [score(outcomes), reconstruction(outcomes), sweeps(outcomes), order(outcomes)],
+    observe=observe,
+)
