@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure Isthmus against its targets and beside Torch-Pruning, and write the tables."""
+"""``python -m benchmarks``: measure Isthmus against its targets and beside other tools, and write the tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from isthmus.errors import BadInput, IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, CLAIMS, PAGE = ROOT / "benchmarks" / "results", ROOT / "claims" / "results", ROOT / "docs" / "benchmarks.md"
-BENCHMARKS = ("reach", "torch_pruning")
+BENCHMARKS = ("reach", "torch_pruning", "bitstream")
 
 
 def _words(text: str) -> list[str]:
@@ -28,7 +28,7 @@ def _integers(text: str) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     """Return the options of the command."""
     options = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    options.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(BENCHMARKS)}; both if none")
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all if none")
     options.add_argument("--table", action="store_true", help="only write docs/benchmarks.md from the results")
     options.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the results are")
     options.add_argument("--model", default="minilm")
@@ -83,6 +83,10 @@ def _run(options: argparse.Namespace) -> None:
             limit=options.time,
             again=options.again,
         )
+    if "bitstream" in names:
+        from benchmarks import bitstream
+
+        bitstream.run(options.out / "bitstream.json", model=options.model)
     if "torch_pruning" in names:
         from benchmarks import torch_pruning
 

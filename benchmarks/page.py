@@ -9,6 +9,7 @@ from typing import Any
 
 from claims.tables import markdown_table, score_table, scores
 
+from benchmarks.bitstream import section
 from benchmarks.reach import BUDGETS, EFFORTS, targets
 
 HEADER = "<!-- written by python -m benchmarks --table from benchmarks/results/ and claims/results/ -->"
@@ -93,6 +94,7 @@ def _peer(peer: Mapping[str, Any]) -> list[str]:
 def render(results: Path, claims: Path) -> str:
     """Return docs/benchmarks.md."""
     reach, peer = _read(results / "reach.json"), _read(results / "torch_pruning.json")
+    stream = _read(results / "bitstream.json")
     lines = [HEADER, "", "# Benchmarks", "", "all-MiniLM-L6-v2; run by `python -m benchmarks`.", ""]
     lines += ["## What it reaches", ""]
     lines += [
@@ -103,6 +105,10 @@ def render(results: Path, claims: Path) -> str:
         lines += _reach(reach)
     if peer is not None:
         lines += _peer(peer)
+    if stream is not None:
+        lines += section(stream)
+        rows = [[row["name"], row["target"], row["reached"], _word(row["met"])] for row in stream["targets"]]
+        lines += [markdown_table(["what", "target", "reached", "met"], rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

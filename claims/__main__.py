@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from isthmus.errors import BadInput, IsthmusError
@@ -11,7 +13,20 @@ from isthmus.errors import BadInput, IsthmusError
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "claims" / "results", ROOT / "docs" / "claims.md"
 QUICK, VALIDATION = ROOT / "build" / "claims", ROOT / "build" / "validation"
-CLAIMS = ("vtrans",)
+STATISTICS = ROOT / "build" / "statistics"
+CODING = {
+    "deepcabac": "deepcabac",
+    "finequant": "finequant",
+    "comq": "comq",
+    "llm-int8": "llm_int8",
+    "squeezellm": "squeezellm",
+    "zeroquant-4plus2": "zeroquant_4plus2",
+    "vptq": "vptq",
+    "lr2vq": "lr2vq",
+    "alds": "alds",
+}
+"""Claims about coders, with the module of each."""
+CLAIMS = ("vtrans", *CODING)
 
 
 def _floats(text: str) -> list[float]:
@@ -33,17 +48,21 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--table", action="store_true", help="only write docs/claims.md from the results")
     options.add_argument("--quick", action="store_true", help="a few minutes, to see it run; kept under build/claims")
     options.add_argument("--model", default="minilm")
-    options.add_argument("--steps", type=int, help="steps of recovery (150; quick: 20)")
+    options.add_argument("--steps", type=int, help="of vtrans: steps of recovery (150; quick: 20)")
     options.add_argument("--seeds", type=_integers, help="0,1,2 (quick: 0)")
-    options.add_argument("--shares", type=_floats, help="0.75,0.5,0.25,0.1 (quick: 0.5,0.25)")
-    options.add_argument("--methods", type=_words, help="vib and all others (quick: vib,magnitude,random)")
+    options.add_argument("--shares", type=_floats, help="of vtrans: 0.75,0.5,0.25,0.1 (quick: 0.5,0.25)")
+    options.add_argument("--methods", type=_words, help="of vtrans: vib and all others (quick: three)")
     options.add_argument("--effort", default="faster", choices=("faster", "fast", "full"), help="of the gates")
     options.add_argument("--no-efforts", action="store_true", help="leave out the gates trained in full at 50 %%")
     options.add_argument(
         "--validation", action="store_true", help="score on pairs held out of STS-B train; kept under build/validation"
     )
     options.add_argument(
-        "--join", nargs="+", type=Path, metavar="FOLDER", help="run nothing: add the points that other runs left there"
+        "--join",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="run nothing: add the points of vtrans that other runs left there",
     )
     options.add_argument("--out", type=Path, metavar="FOLDER", help="where the results are (claims/results)")
     return options
@@ -62,7 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
         unknown = [slug for slug in options.slugs if slug not in CLAIMS]
         if unknown:
             raise BadInput(f"unknown claim {unknown[0]!r}; the claims are {', '.join(CLAIMS)}")
-        _run_vtrans(options, results / "vtrans.json")
+        slugs = options.slugs or (["vtrans"] if options.join else CLAIMS)
+        if options.join and list(slugs) != ["vtrans"]:
+            raise BadInput("--join: only the points of vtrans are made side by side; leave out the other claims")
+        if "vtrans" in slugs:
+            _run_vtrans(options, results / "vtrans.json")
+        if coding := [slug for slug in slugs if slug in CODING]:
+            _run_coding(options, coding, results)
     except IsthmusError as error:
         print(error, file=sys.stderr)
         return 2
@@ -104,6 +129,24 @@ def _run_vtrans(options: argparse.Namespace, out: Path) -> None:
         with_efforts=not (options.no_efforts or quick),
         validation=options.validation,
     )
+
+
+def _run_coding(options: argparse.Namespace, slugs: Sequence[str], results: Path) -> None:
+    from claims import coding
+    from claims.data import encoder_task, why_not
+    from claims.vtrans import NEEDS
+    from isthmus.storage.opening import open as open_network
+    from isthmus.tasks.data import data_folder
+
+    folder, missing = data_folder(), why_not(*NEEDS)
+    if folder is None or missing:
+        raise BadInput(f"{slugs[0]}: skipped, {missing}")
+    task = encoder_task(folder, validation=options.validation)
+    bench = coding.Workbench(open_network(options.model), task, cache=STATISTICS)
+    seeds = options.seeds or ((0,) if options.quick else coding.SEEDS)
+    for slug in slugs:
+        claim = import_module(f"claims.{CODING[slug]}").CLAIM
+        coding.run(claim, bench, results / f"{slug}.json", seeds=seeds, quick=options.quick)
 
 
 if __name__ == "__main__":

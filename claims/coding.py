@@ -53,6 +53,7 @@ DRAWS = 50
 ROW = 1 << 20
 """A group of more columns than any matrix has: one scale for a row."""
 LEAST_NATS = 1e-9
+LEVELS, GROUPS = "{:g} levels", "groups of {:g}"
 EXPERIMENT = (
     "Every matrix of {model}, the word embeddings included, coded at one setting; nothing is trained. Bytes are those "
     "of the whole weight file: codes packed and entropy coded with their scales and tables, all else in float16. "
@@ -95,9 +96,11 @@ class Arm:
     Parameters
     ----------
     levels : tuple of float
-        One number a setting; ``unit`` says of what.
+        One number a setting.
     make : callable
         From a level to the coder and its setting.
+    shown : str
+        A format for a level.
     draws : bool
         Whether the seed makes a difference.
     known : callable
@@ -111,7 +114,7 @@ class Arm:
     label: str
     levels: tuple[float, ...]
     make: Callable[[float], tuple[Coder, Setting]]
-    unit: str = "bits"
+    shown: str = "{:g} bits"
     draws: bool = False
     known: Callable[[MatrixStatistics], MatrixStatistics] = whole
     decide: Callable[[float, Mapping[str, Floats]], Settings] | None = None
@@ -120,7 +123,9 @@ class Arm:
     def spec(self, level: float) -> str:
         """Return in words what a point of this level was coded by."""
         coder, setting = self.make(level)
-        return f"{coder!r} at {setting!r}, {self.known.__name__}, {self.running.__name__}"
+        used = (self.known, self.running, *([self.decide] if self.decide else []))
+        names = ", ".join(str(getattr(one, "__name__", one)) for one in used)
+        return f"{coder!r} at {setting!r}, {names}"
 
 
 def grid(levels: float, group: int = ROW) -> Setting:
@@ -130,12 +135,12 @@ def grid(levels: float, group: int = ROW) -> Setting:
 
 def nearest_arm(levels: tuple[float, ...], label: str = "rtn") -> Arm:
     """Return rounding to the nearest, a scale for each row that reaches its largest weight."""
-    return Arm(label, levels, lambda level: (FineQuant(), grid(level)), "levels")
+    return Arm(label, levels, lambda level: (FineQuant(), grid(level)), LEVELS)
 
 
 def fitted_arm(levels: tuple[float, ...], label: str = "rtn, fitted") -> Arm:
     """Return rounding to the nearest, each row's scale that of the least squared error."""
-    return Arm(label, levels, lambda level: (Gptq(), grid(level)), "levels", known=unseen)
+    return Arm(label, levels, lambda level: (Gptq(), grid(level)), LEVELS, known=unseen)
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ class Workbench:
         return {
             "arm": arm.label,
             "level": point.level,
-            "unit": arm.unit,
+            "setting": arm.shown.format(point.level),
             "seed": point.seed,
             "spec": arm.spec(point.level),
             "bytes": file_bytes(student, codes),

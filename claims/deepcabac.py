@@ -115,7 +115,9 @@ def smaller(outcomes: Sequence[Outcome]) -> Part:
                 totals[name] = totals.get(name, 0) + size
         passed += [ours < total for total in totals.values()]
         figures[f"{level:g}"] = {"ours": ours, **totals}
-        texts.append(f"{level:g} bits: " + ", ".join(f"{ours / total - 1:+.1%} {name}" for name, total in totals.items()))
+        texts.append(
+            f"{level:g} bits: " + ", ".join(f"{ours / total - 1:+.1%} {name}" for name, total in totals.items())
+        )
     return part_of("smaller than other codes", rule, share_passed(passed), "; ".join(texts), **figures)
 
 

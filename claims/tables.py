@@ -70,18 +70,49 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return sorted((data for data in found if isinstance(data, dict) and "slug" in data), key=lambda data: data["slug"])
 
 
+def curve_table(outcomes: Sequence[Outcome], original: Mapping[str, Any]) -> str:
+    """Return what codes take and lose, a row for each arm and level, means over seeds.
+
+    Parameters
+    ----------
+    original : mapping
+        Its ``bytes``, of the weight file.
+    """
+    groups: dict[tuple[str, float], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome["arm"], outcome["level"]), []).append(outcome)
+    arms = list(dict.fromkeys(arm for arm, _ in groups))
+    rows = []
+    for (arm, _), runs in sorted(groups.items(), key=lambda item: (arms.index(item[0][0]), -_mean(item[1], "bytes"))):
+        size = _mean(runs, "bytes")
+        cells = [f"{size / 1e6:.2f}", f"{size / original['bytes']:.1%}", f"{_mean(runs, 'bits'):.2f}"]
+        relative = str(score([run["relative"] for run in runs]))
+        rows.append([f"`{arm}`", runs[0]["setting"], *cells, f"{_mean(runs, 'nats'):.3g}", relative])
+    return markdown_table(["code", "setting", "MB", "of the original", "bits a weight", "nats", "quality"], rows)
+
+
+def _mean(runs: Sequence[Outcome], key: str) -> float:
+    return statistics.fmean(run[key] for run in runs)
+
+
+def _points(result: Mapping[str, Any]) -> str:
+    if result.get("kind") == "coding":
+        return curve_table(result["points"], result["original"])
+    return score_table(result["points"])
+
+
 def _section(result: Mapping[str, Any]) -> list[str]:
     record = result["record"]
     lines = [f"## {result['slug']}: {result['verdict']}", "", f"**Claim.** {result['claim']}", ""]
-    lines += [f"**Experiment.** {result['experiment']}", "", score_table(result["points"]), ""]
+    lines += [f"**Experiment.** {result['experiment']}", "", _points(result), ""]
     lines += ["Quality relative to the original, in percent: mean ± standard deviation over seeds.", ""]
     rows = [[part["name"], part["rule"], part["summary"], part["verdict"]] for part in result["parts"]]
     lines += [markdown_table(["part", "rule", "found", "verdict"], rows), ""]
     seeds = sorted({outcome["seed"] for outcome in result["points"]})
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines += [
-        f"Seeds {', '.join(map(str, seeds))}; {record['steps']} steps of recovery; data `{record['data'][:12]}`, "
-        f"network `{record['network'][:12]}`; {versions}.",
+        f"Seeds {', '.join(map(str, seeds))}; {record.get('steps', 'no')} steps of recovery; data "
+        f"`{record['data'][:12]}`, network `{record['network'][:12]}`; {versions}.",
         "",
     ]
     return lines

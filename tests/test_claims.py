@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from claims import vtrans
-from claims.__main__ import PAGE, RESULTS, main
+from claims.__main__ import CLAIMS, PAGE, RESULTS, main
 from claims.attention import closed_against_kept, closed_shares
 from claims.common import Ledger, Point, point_of, points_for, run_points
 from claims.data import encoder_task, why_not
@@ -210,7 +210,7 @@ def test_page_is_up_to_date() -> None:
 
 def test_unknown_claim_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vtran"]) == 2
-    assert capsys.readouterr().err == "unknown claim 'vtran'; the claims are vtrans\n"
+    assert capsys.readouterr().err == f"unknown claim 'vtran'; the claims are {', '.join(CLAIMS)}\n"
 
 
 @pytest.mark.skipif(why_not(*vtrans.NEEDS) is not None, reason=str(why_not(*vtrans.NEEDS)))

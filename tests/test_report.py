@@ -84,7 +84,8 @@ def plans() -> list[report.FrontierPoint]:
     best = [
         report.FrontierPoint(
             bytes=3e6 * 1.15**step, distortion=4 / 1.4**step, params_share=0.3 + 0.04 * step, bits=2 + step / 4,
-            kept={"layers": 0.5 + 0.03 * step, "heads": 0.4 + 0.03 * step}, coders={"gptq": 20 + step, "vptq": 18 - step},
+            kept={"layers": 0.5 + 0.03 * step, "heads": 0.4 + 0.03 * step},
+            coders={"gptq": 20 + step, "vptq": 18 - step},
         )
         for step in range(16)
     ]  # fmt: skip
@@ -199,7 +200,8 @@ def test_text_is_escaped() -> None:
             for layer in (None, 0, 1)
         ],
         frontier=[
-            report.FrontierPoint(bytes=size, distortion=1 / size, params_share=1, bits=4, kept={bad: 1}, coders={bad: 1})
+            report.FrontierPoint(bytes=size, distortion=1 / size, params_share=1, bits=4, kept={bad: 1},
+                                 coders={bad: 1})
             for size in (1, 2)
         ],
     )  # fmt: skip
