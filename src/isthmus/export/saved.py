@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from isthmus.errors import BadArtifact
 from isthmus.export.engines import export_network
 from isthmus.export.quantized import FLOAT, export_quantized
+from isthmus.storage.files import sha256
 
 if TYPE_CHECKING:
     from isthmus.network import Network
@@ -25,7 +26,7 @@ def exported(network: Network, engine: str, folder: str | Path) -> Path:
     Raises
     ------
     BadArtifact
-        If the artifact names a file that it does not hold.
+        If the artifact names a file that it does not hold, or that was changed.
     """
     entry = _entry(network, engine)
     if not entry or network.source is None:
@@ -34,6 +35,10 @@ def exported(network: Network, engine: str, folder: str | Path) -> Path:
     path = (root / str(entry.get("file"))).resolve()
     if not path.is_relative_to(root) or not path.is_file():
         raise BadArtifact(f"{network.source}: isthmus.json names {entry.get('file')!r}, which is not there; restore it")
+    for name, digest in dict(entry.get("files") or {}).items():
+        file = path.parent / Path(str(name)).name
+        if not file.is_file() or sha256(file) != digest:
+            raise BadArtifact(f"{file}: truncated or changed since it was written; restore it or narrow again")
     return path
 
 
@@ -48,8 +53,14 @@ def save_export(network: Network, engine: str, precision: str, texts: Sequence[s
         The artifact's.
     """
     path = export_quantized(network, engine, precision, texts, folder / engine)
-    size = sum(file.stat().st_size for file in path.parent.iterdir())
-    return {engine: {"precision": precision, "file": path.relative_to(folder).as_posix(), "bytes": size}}
+    files = sorted(path.parent.iterdir())
+    entry = {
+        "precision": precision,
+        "file": path.relative_to(folder).as_posix(),
+        "bytes": sum(file.stat().st_size for file in files),
+        "files": {file.name: sha256(file) for file in files},
+    }
+    return {engine: entry}
 
 
 def _entry(network: Network, engine: str) -> dict[str, Any]:
