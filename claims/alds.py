@@ -1,4 +1,7 @@
-"""ALDS (Liebenwein et al. 2021): slices and ranks of all layers chosen by the largest error bound."""
+"""ALDS (Liebenwein et al. 2021): slices and ranks of all layers chosen by the largest error bound.
+
+20 points of half a minute to a minute on one core: a quarter of an hour.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from claims.coding import ROW, Arm, Claim, Settings, Workbench, against, part_of, share_passed
+from claims.coding import ROW, Arm, Claim, Point, Settings, Workbench, against, part_of, share_passed
 from claims.common import Outcome
 from claims.vtrans import Part
 from isthmus.bottlenecks.bits.finequant import FineQuant
@@ -81,7 +84,7 @@ def by_energy(share: float, weights: Weights) -> Settings:
     }
 
 
-def observe(bench: Workbench, arm: Arm, point: Any, codes: Mapping[str, Coded]) -> dict[str, Any]:
+def observe(bench: Workbench, arm: Arm, point: Point, codes: Mapping[str, Coded]) -> dict[str, Any]:
     """Return the method's bound, the error of its factors and that of their code, by matrix, relative and spectral."""
     if arm.label != ALDS:
         return {}
@@ -113,14 +116,20 @@ def bound(weight: Floats, slices: int, rank: int) -> float:
 
 def bounded(outcomes: Sequence[Outcome]) -> Part:
     """Decide (b): no error exceeds its bound."""
-    rule = f"on every matrix at every share the relative spectral error of the factors is at most the bound (to {ROUNDING:g})"
+    rule = (
+        "on every matrix at every share the relative spectral error of the factors is at most the bound "
+        f"(to {ROUNDING:g})"
+    )
     rows = [row for one in outcomes if one["arm"] == ALDS for row in one["bounds"].values()]
     passed = [error <= limit + ROUNDING for limit, error, _ in rows]
     text = ""
     if rows:
         over = sum(coded > limit + ROUNDING for limit, _, coded in rows)
         tight = float(np.median([error / limit for limit, error, _ in rows if limit > 0]))
-        text = f"{sum(passed)} of {len(rows)}, the error being {tight:.0%} of the bound in the median; with factors of 8 bits {over} exceed it"
+        text = (
+            f"{sum(passed)} of {len(rows)}, the error being {tight:.0%} of the bound in the median; with factors of 8 "
+            f"bits {over} exceed it"
+        )
     return part_of("errors and bounds", rule, share_passed(passed), text)
 
 

@@ -46,6 +46,7 @@ Doubles = npt.NDArray[np.float64]
 Statistics = dict[str, MatrixStatistics]
 Settings = Mapping[str, tuple[Coder, Setting]]
 Curve = Sequence[tuple[float, float]]
+Value = Callable[[Outcome], float]
 
 SEEDS = (0, 1, 2)
 DRAWS = 50
@@ -53,18 +54,21 @@ DRAWS = 50
 ROW = 1 << 20
 """A group of more columns than any matrix has: one scale for a row."""
 LEAST_NATS = 1e-9
+MEASURED, GROUP = 512, 64
+"""Training texts that nats are measured on, and how many of like length form a group."""
 LEVELS, GROUPS = "{:g} levels", "groups of {:g}"
 EXPERIMENT = (
     "Every matrix of {model}, the word embeddings included, coded at one setting; nothing is trained. Bytes are those "
     "of the whole weight file: codes packed and entropy coded with their scales and tables, all else in float16. "
-    "Statistics come from 256 training sentences of STS-B and SST-2, nats of divergence from 256 others. The score is "
+    "Statistics come from 256 training sentences of STS-B and SST-2, nats of divergence from 512 others. The score is "
     "Spearman's correlation on {scored}, relative to the original's. At equal bytes: the difference between two "
-    "curves, read off straight lines between their settings, in the mean over the bytes that both reach; its spread is "
-    "that over 50 paired bootstraps of the scored pairs, and over seeds where a coder draws. "
+    "curves, read off straight lines between their settings, in the mean over the bytes that both reach. Its spread is "
+    "that over 50 paired bootstraps of the scored pairs, or the standard error of the logarithm of nats over 8 groups "
+    "of sentences, with that over seeds where a coder draws. "
 )
 RULE = (
-    "at equal bytes the score is higher, by more than the spread of the difference, than that of each; mixed: the "
-    "difference is within its spread, or of one sign only for some"
+    "at equal bytes it is ahead of each in score or in nats, by more than twice the spread of the difference, and "
+    "behind in neither; does not hold: behind each likewise; mixed: otherwise"
 )
 
 
@@ -173,9 +177,13 @@ class Workbench:
             raise BadInput(f"task {task.name}: of kind {task.kind}; coders are scored on pairs of sentences, give sts:")
         self.network, self.task = network, task
         study = start_study(network, task)
-        count = min(sum(map(len, study.probe.texts)), max(len(study.texts) // 2, 4))
+        count = min(MEASURED, len(study.texts) // 2)
         # What statistics were collected on would flatter the coders that look at them.
-        self.probe = make_probe(network, study.texts[:count])
+        probe = make_probe(network, study.texts[:count], batch=min(GROUP, max(count // 2, 4)))
+        self.probes = [
+            replace(probe, texts=(texts,), inputs=(inputs,), reference=(reference,))
+            for texts, inputs, reference in zip(probe.texts, probe.inputs, probe.reference, strict=True)
+        ]
         self.names = coded_matrices(network.model)
         self.weights: dict[str, Floats] = {
             name: network.model.get_parameter(name).detach().numpy().copy() for name in self.names
@@ -185,7 +193,7 @@ class Workbench:
             texts = study.texts[count:]
             return statistics_of(study.probe, self.names, [Gptq()], texts, seed=0, progress=silent)
 
-        record = json.dumps(self.record())
+        record = json.dumps([self.record(), count])
         file = None if cache is None else cache / f"{hashlib.sha256(record.encode()).hexdigest()[:16]}.safetensors"
         self.statistics = kept_statistics(file, self.names, collect)
         self.cosines = self.likeness(network)
@@ -223,7 +231,7 @@ class Workbench:
         }
 
     def reconstruction(self, codes: Mapping[str, Coded]) -> dict[str, float]:
-        """Return the squared error of the outputs of each linear map over that of zeros, ``tr(E M Eᵀ) / tr(W M Wᵀ)``."""
+        """Return the squared error of each linear map's outputs over that of zeros, ``tr(E M Eᵀ) / tr(W M Wᵀ)``."""
         found = {}
         for name, coded in codes.items():
             moments = self.statistics[name].moments
@@ -242,7 +250,7 @@ class Workbench:
         seconds = time.monotonic() - started
         student = with_codes(self.network, codes)
         with arm.running(student, self.statistics):
-            nats = measure_network(self.probe, student)
+            nats = [measure_network(probe, student) for probe in self.probes]
             cosines = self.likeness(student)
         packed = {name: len(code) for name, code in student.codes.items()}
         return {
@@ -253,7 +261,8 @@ class Workbench:
             "spec": arm.spec(point.level),
             "bytes": file_bytes(student, codes),
             "bits": 8 * sum(packed.values()) / self.original["weights"],
-            "nats": nats,
+            "nats": float(np.average(nats, weights=[len(probe.texts[0]) for probe in self.probes])),
+            "nats_by_group": nats,
             "score": spearman(cosines, self.scores),
             "relative": spearman(cosines, self.scores) / self.original["score"],
             "resamples": resampled(cosines, self.cosines, self.scores),
@@ -340,7 +349,7 @@ def of_arm(outcomes: Sequence[Outcome], label: str) -> dict[float, list[Outcome]
     return found
 
 
-def curve_of(arm: Mapping[float, Sequence[Outcome]], value: Callable[[Outcome], float]) -> list[tuple[float, float]]:
+def curve_of(arm: Mapping[float, Sequence[Outcome]], value: Value) -> list[tuple[float, float]]:
     """Return bytes and a value at each level, means over seeds."""
     return [
         (float(np.mean([one["bytes"] for one in runs])), float(np.mean([value(one) for one in runs])))
@@ -349,35 +358,63 @@ def curve_of(arm: Mapping[float, Sequence[Outcome]], value: Callable[[Outcome], 
 
 
 def compare(outcomes: Sequence[Outcome], ours: str, theirs: str) -> dict[str, Any] | None:
-    """Return how far an arm's score is above another's at equal bytes; None if they share no bytes.
+    """Return how an arm's score and nats differ from another's at equal bytes; None if they share no bytes.
 
     Returns
     -------
     dict
-        ``gap`` and ``spread`` (of relative scores), ``nats`` (ours over theirs), ``bytes`` (low and high).
+        ``gap`` and ``spread`` of relative scores; ``nats`` (the logarithm of ours over theirs) and ``nats_spread``;
+        ``bytes`` (low and high).
     """
     a, b = of_arm(outcomes, ours), of_arm(outcomes, theirs)
 
-    def gap(value: Callable[[Outcome], float]) -> Gap | None:
+    def gap(value: Value) -> Gap | None:
         return at_equal_bytes(curve_of(a, value), curve_of(b, value)) if a and b else None
 
-    mean, nats = gap(lambda one: one["relative"]), gap(lambda one: math.log(max(one["nats"], LEAST_NATS)))
-    if mean is None or nats is None:
+    mean = gap(relative)
+    if mean is None:
         return None
-    drawn = [gap(lambda one, draw=draw: one["resamples"][draw]) for draw in range(DRAWS)]  # type: ignore[misc]
-    noise = float(np.std([one.mean for one in drawn if one is not None], ddof=1))
+    groups = min(len(one["nats_by_group"]) for runs in (*a.values(), *b.values()) for one in runs)
+    drawn = [gap(lambda one, n=n: one["resamples"][n]) for n in range(DRAWS)]  # type: ignore[misc]
+    apart = [gap(lambda one, n=n: log_nats(one["nats_by_group"][n])) for n in range(groups)]  # type: ignore[misc]
+    gaps, logs = ([one.mean for one in found if one is not None] for found in (drawn, apart))
+    of_groups = float(np.std(logs, ddof=1)) / math.sqrt(groups) if groups > 1 else 0.0
     return {
         "gap": mean.mean,
-        "spread": math.hypot(noise, seed_noise(a), seed_noise(b)),
-        "nats": math.exp(nats.mean),
+        "spread": math.hypot(float(np.std(gaps, ddof=1)), seed_noise(a, relative), seed_noise(b, relative)),
+        "nats": float(np.mean(logs)),
+        "nats_spread": math.hypot(of_groups, seed_noise(a, own_nats), seed_noise(b, own_nats)),
         "bytes": [mean.low, mean.high],
     }
 
 
-def seed_noise(arm: Mapping[float, Sequence[Outcome]]) -> float:
-    """Return the standard error of relative scores over seeds, in the root mean square over levels."""
-    errors = [np.var([one["relative"] for one in runs], ddof=1) / len(runs) for runs in arm.values() if len(runs) > 1]
+def relative(outcome: Outcome) -> float:
+    """Return an outcome's relative score."""
+    return float(outcome["relative"])
+
+
+def own_nats(outcome: Outcome) -> float:
+    """Return the logarithm of an outcome's nats."""
+    return log_nats(outcome["nats"])
+
+
+def log_nats(nats: float) -> float:
+    """Return the logarithm of nats, of very few that of a floor."""
+    return math.log(max(nats, LEAST_NATS))
+
+
+def seed_noise(arm: Mapping[float, Sequence[Outcome]], value: Value) -> float:
+    """Return the standard error of a value over seeds, in the root mean square over levels."""
+    errors = [np.var([value(one) for one in runs], ddof=1) / len(runs) for runs in arm.values() if len(runs) > 1]
     return math.sqrt(np.mean(errors)) if errors else 0.0
+
+
+def ahead(found: Mapping[str, Any]) -> str:
+    """Return the verdict of one comparison, see `RULE`."""
+    signs = (found["gap"] / 2 / (found["spread"] or 1e-12), -found["nats"] / 2 / (found["nats_spread"] or 1e-12))
+    if max(signs) > 1 and min(signs) >= -1:
+        return HOLDS
+    return FAILS if min(signs) < -1 and max(signs) <= 1 else MIXED
 
 
 def part_of(name: str, rule: str, verdict: str, summary: str = "", **figures: Any) -> Part:
@@ -398,19 +435,19 @@ def combined(verdicts: Sequence[str]) -> str:
 
 
 def against(name: str, outcomes: Sequence[Outcome], ours: str, others: Sequence[str], rule: str = RULE) -> Part:
-    """Decide whether an arm's score is above those of others at equal bytes, see `RULE`."""
+    """Decide whether an arm is ahead of others at equal bytes, see `RULE`."""
     verdicts, texts, figures = [], [], {}
     for other in others:
         found = compare(outcomes, ours, other)
         if found is None:
             verdicts.append(UNTESTED)
             continue
-        gap, spread = found["gap"], found["spread"]
-        verdicts.append(HOLDS if gap > spread else FAILS if gap < -spread else MIXED)
+        verdicts.append(ahead(found))
         low, high = (f"{size / 1e6:.1f}" for size in found["bytes"])
+        nats, factor = math.exp(found["nats"]), math.exp(found["nats_spread"])
         texts.append(
-            f"{100 * gap:+.2f} ± {100 * spread:.2f} points and {found['nats']:.2f} times the nats of `{other}` "
-            f"({low if low == high else f'{low} to {high}'} MB)"
+            f"against `{other}` at {low if low == high else f'{low} to {high}'} MB {100 * found['gap']:+.2f} ± "
+            f"{100 * found['spread']:.2f} points, {nats:.2f} times the nats (within a factor of {factor:.2f})"
         )
         figures[other] = found
     return part_of(name, rule, combined(verdicts), "; ".join(texts), **figures)

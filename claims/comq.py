@@ -1,14 +1,19 @@
-"""COMQ (Zhang et al. 2024): coordinate descent on the error of each layer's outputs, without gradients."""
+"""COMQ (Zhang et al. 2024): coordinate descent on the error of each layer's outputs, without gradients.
+
+23 points of half a minute to a minute on one core: a quarter of an hour.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from claims.coding import (
     LEVELS,
     Arm,
     Claim,
+    Point,
     Workbench,
     against,
     fitted_arm,
@@ -38,7 +43,7 @@ def _sweeps(number: int) -> Arm:
     return Arm(_label(number), ORDERED, lambda n: (Comq(sweeps=number), grid(n, 0)), LEVELS)
 
 
-def observe(bench: Workbench, arm: Arm, point: Any, codes: Mapping[str, Coded]) -> dict[str, Any]:
+def observe(bench: Workbench, arm: Arm, point: Point, codes: Mapping[str, Coded]) -> dict[str, Any]:
     """Return the error of each linear map's outputs, as a share of their mean square."""
     return {"reconstruction": bench.reconstruction(codes)}
 
@@ -86,7 +91,7 @@ def sweeps(outcomes: Sequence[Outcome]) -> Part:
     )
     kept = total = 0
     drops = []
-    for before, after in zip(SWEEPS, SWEEPS[1:], strict=False):
+    for before, after in pairwise(SWEEPS):
         first, second = _errors(outcomes, _label(before)), _errors(outcomes, _label(after))
         for level in sorted(first.keys() & second.keys(), reverse=True):
             early, late = ([errors[level][name] for name in first[level]] for errors in (first, second))

@@ -1,36 +1,50 @@
-"""FineQuant (Kim et al. 2023): groups as fine as the weights of each matrix ask for, without calibration data."""
+"""FineQuant (Kim et al. 2023): groups as fine as the weights of each matrix ask for, without calibration data.
+
+20 points of about half a minute on one core: ten minutes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from claims.coding import GROUPS, Arm, Claim, Workbench, against, grid, part_of, share_passed
+from claims.coding import GROUPS, Arm, Claim, Point, Workbench, against, grid, part_of, share_passed
 from claims.common import Outcome
 from claims.vtrans import Part
 from isthmus.bottlenecks.bits.finequant import FineQuant
+from isthmus.bottlenecks.coder import Coder, Setting
 from isthmus.storage.coded import Coded, Uniform, block_size, decode, scale_of
 
-RATIOS = (0.88, 0.9, 0.92, 0.94, 0.96)
+RATIOS = (0.88, 0.9, 0.92, 0.93, 0.94)
+"""Chosen from the weights alone: beyond these all matrices of an encoder get the widest or the finest groups."""
 SIZES = (1536.0, 192.0, 96.0, 48.0, 32.0)
 WIDTHS = {4: 15, 3: 7}
 EQUAL = 1e-5
 
 
+def _adaptive(bits: int, ratio: float) -> tuple[Coder, Setting]:
+    return FineQuant(ratio), grid(WIDTHS[bits], 0)
+
+
+def _fixed(bits: int, group: float) -> tuple[Coder, Setting]:
+    return FineQuant(), grid(WIDTHS[bits], int(group))
+
+
 def arms() -> tuple[Arm, ...]:
     """Return adaptive and fixed groups at 4 and at 3 bits."""
     found = []
-    for bits, levels in WIDTHS.items():
+    for bits in WIDTHS:
         found += [
-            Arm(f"adaptive, {bits} bits", RATIOS, lambda ratio, n=levels: (FineQuant(ratio), grid(n, 0)), "ratio {:g}"),
-            Arm(f"fixed, {bits} bits", SIZES, lambda group, n=levels: (FineQuant(), grid(n, int(group))), GROUPS),
+            Arm(f"adaptive, {bits} bits", RATIOS, partial(_adaptive, bits), "ratio {:g}"),
+            Arm(f"fixed, {bits} bits", SIZES, partial(_fixed, bits), GROUPS),
         ]
     return tuple(found)
 
 
-def observe(bench: Workbench, arm: Arm, point: Any, codes: Mapping[str, Coded]) -> dict[str, Any]:
+def observe(bench: Workbench, arm: Arm, point: Point, codes: Mapping[str, Coded]) -> dict[str, Any]:
     """Return the columns of a group by matrix, and how far products over integers are from those over weights."""
     groups, furthest = {}, 0.0
     for name, code in codes.items():
@@ -87,8 +101,8 @@ CLAIM = Claim(
     experiment=(
         "Symmetric grids at 4 and 3 bits. Adaptive: groups are halved while the mean range shrinks below a ratio, "
         "down to 48 columns, for five ratios (a row of a matrix of 384 columns holds at most 8 groups then). Fixed: "
-        "one group size for all matrices, from 1536 columns (whole rows) to 32. Bytes count the scales, all entropy coded. "
-        "The kernels' speed is not tested."
+        "one group size for all matrices, from 1536 columns (whole rows) to 32. Bytes count the scales, all entropy "
+        "coded. The kernels' speed is not tested."
     ),
     arms=arms(),
     parts=lambda outcomes: [adaptive(outcomes, 4), adaptive(outcomes, 3), on_the_fly(outcomes)],

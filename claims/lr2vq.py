@@ -1,4 +1,7 @@
-"""LR2VQ (Zhu et al. 2022): vectors clustered in fewer dimensions and projected back."""
+"""LR2VQ (Zhu et al. 2022): vectors clustered in fewer dimensions and projected back.
+
+32 points of half a minute to a minute on one core: half an hour.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from claims.coding import Arm, Claim, Workbench, against, of_arm, part_of
+from claims.coding import Arm, Claim, Point, Workbench, against, of_arm, part_of
 from claims.common import Outcome
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
 from isthmus.bottlenecks.codebook.lr2vq import LowDimensionalCodebook
@@ -25,7 +28,7 @@ MOST = 0.9
 OURS, PLAIN, SWEEP = "lr2vq", "codebook", "every d"
 
 
-def observe(bench: Workbench, arm: Arm, point: Any, codes: Mapping[str, Coded]) -> dict[str, Any]:
+def observe(bench: Workbench, arm: Arm, point: Point, codes: Mapping[str, Coded]) -> dict[str, Any]:
     """Return what each matrix's error is predicted to cost, in nats, and a digest of its code."""
     if arm.label == PLAIN:
         return {}
@@ -71,7 +74,8 @@ def predicted_dimension(outcomes: Sequence[Outcome]) -> Part:
     text = (
         f"on {near:.0%} of {len(pairs)} matrices; predicted {_counts([p for p, _ in pairs.values()])}, best "
         f"{_counts([b for _, b in pairs.values()])}; the whole network by prediction {own['relative']:.1%}, by one d "
-        f"for all at best {sweep[top]['relative']:.1%} (d = {top:g}), whole vectors {sweep[float(LENGTH)]['relative']:.1%}"
+        f"for all at best {sweep[top]['relative']:.1%} (d = {top:g}), whole vectors "
+        f"{sweep[float(LENGTH)]['relative']:.1%}"
     )
     verdict = HOLDS if near >= MOST else MIXED if near >= 0.5 else FAILS
     return part_of("the predicted dimension", rule, verdict, text, share=near, matrices=len(pairs))

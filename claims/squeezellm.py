@@ -1,4 +1,7 @@
-"""SqueezeLLM (Kim et al. 2023): levels by Fisher-weighted k-means, a sparse matrix of outliers beside them."""
+"""SqueezeLLM (Kim et al. 2023): levels by Fisher-weighted k-means, a sparse matrix of outliers beside them.
+
+20 points of about half a minute on one core: ten minutes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""ZeroQuant(4+2) (Wu et al. 2023): six-bit floating point instead of four-bit integers, stored as four bits and two."""
+"""ZeroQuant(4+2) (Wu et al. 2023): six-bit floating point instead of four-bit integers, stored as four bits and two.
+
+14 points of about half a minute on one core: seven minutes.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from claims.coding import (
     GROUPS,
     Arm,
     Claim,
+    Point,
     Workbench,
     against,
-    compare,
     grid,
     nearest_arm,
     of_arm,
@@ -21,7 +24,7 @@ from claims.coding import (
     share_passed,
 )
 from claims.common import Outcome
-from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
+from claims.vtrans import UNTESTED, Part
 from isthmus.bottlenecks.bits.finequant import FineQuant
 from isthmus.bottlenecks.bits.floating import Fp6, pack_4plus2, unpack_4plus2
 from isthmus.bottlenecks.bits.gptq import Gptq
@@ -31,11 +34,9 @@ from isthmus.storage.coded import Codebook, Coded
 SIZES = (1536.0, 128.0, 64.0, 32.0)
 FP6, NEAREST, GPTQ, INTEGERS = "fp6", "int4 rtn", "int4 gptq", "rtn"
 COUNTS = (127.0, 63.0, 47.0, 31.0, 23.0)
-LEVEL = 0.02
-"""Nats at equal bytes count as the same within this share."""
 
 
-def observe(bench: Workbench, arm: Arm, point: Any, codes: Mapping[str, Coded]) -> dict[str, Any]:
+def observe(bench: Workbench, arm: Arm, point: Point, codes: Mapping[str, Coded]) -> dict[str, Any]:
     """Return how many matrices of six-bit codes come back from four bits and two, and the bytes of these."""
     if arm.label != FP6:
         return {}
@@ -85,26 +86,16 @@ def packing(outcomes: Sequence[Outcome]) -> Part:
     ]
     text = ""
     if runs:
-        share, coded = (
-            size / (2 * runs[0]["weights"]) for size in (runs[0]["packed_4plus2"], sum(runs[0]["packed"].values()))
-        )
-        text = f"{runs[0]['exact']} of {runs[0]['matrices']} exact; {share:.3%} of float16, entropy coded with scales {coded:.1%}"
+        half = 2 * runs[0]["weights"]
+        share, coded = runs[0]["packed_4plus2"] / half, sum(runs[0]["packed"].values()) / half
+        text = f"{runs[0]['exact']} of {runs[0]['matrices']} exact, {share:.3%} of float16"
+        text += f"; entropy coded instead, with scales, {coded:.1%}"
     return part_of("four bits and two", rule, share_passed(passed), text)
 
 
 def at_equal(outcomes: Sequence[Outcome]) -> Part:
-    """Decide (c): nats against integers of as many bytes."""
-    rule = (
-        "at equal bytes, integers with a scale for each row rounded to nearest lose more nats; mixed: within "
-        f"{LEVEL:.0%} of as many"
-    )
-    found = compare(outcomes, FP6, INTEGERS)
-    if found is None:
-        return part_of("against integers of as many bytes", rule, UNTESTED)
-    nats = found["nats"]
-    verdict = HOLDS if nats < 1 - LEVEL else FAILS if nats > 1 + LEVEL else MIXED
-    text = against("", outcomes, FP6, [INTEGERS])["summary"]
-    return part_of("against integers of as many bytes", rule, verdict, text, **found)
+    """Decide (c): against integers of as many bytes."""
+    return against("against integers of as many bytes", outcomes, FP6, [INTEGERS])
 
 
 CLAIM = Claim(
