@@ -20,7 +20,6 @@ from isthmus.flow.efforts import recipe_for
 from isthmus.flow.planning import allocate_lasting, estimate
 from isthmus.flow.record import versions
 from isthmus.flow.study import Study, cut, original_rates, rates_for, start_study
-from isthmus.storage.fingerprint import fingerprint
 from isthmus.flow.verifying import measure_quality
 from isthmus.network import Network
 from isthmus.recovery.recipe import Recipe
@@ -31,6 +30,7 @@ from isthmus.relevance.estimator import Relevance
 from isthmus.relevance.probe import measure_network
 from isthmus.relevance.registry import get
 from isthmus.storage.files import write_atomic
+from isthmus.storage.fingerprint import fingerprint
 from isthmus.tasks import Task
 
 SHARES = (0.75, 0.5, 0.25, 0.1)
