@@ -289,7 +289,7 @@ def test_killed_and_resumed(shared: Path, place: Path) -> None:
     stages = place / ".made.stages"
     order = [*ORDER, "-o", "made"]
 
-    killed(place, "isthmus.flow.narrowing.cut", 1, *order)
+    killed(place, "isthmus.flow.recovering.cut", 1, *order)
     assert (stages / "plan.stage.json").exists()
     assert not (stages / "recovery.stage.json").exists()
 
