@@ -21,10 +21,11 @@ from isthmus.bottlenecks.coder import Setting
 from isthmus.bottlenecks.curves import Candidate, between, coded_matrices
 from isthmus.cli.main import main
 from isthmus.errors import UnreachableBudget
-from isthmus.flow.coding import coarser
+from isthmus.flow.coding import coarser, rounded_anew
 from isthmus.network import embed
 from isthmus.plan import load_plan
 from isthmus.recovery.straight import straight_through
+from isthmus.storage.blobs import pack, unpack
 from isthmus.storage.coded import Uniform, decode, exponents_of, scale_of
 from isthmus.storage.weights import weight_bytes
 
@@ -156,6 +157,14 @@ def test_scales_grow_by_what_is_asked_in_the_mean() -> None:
         moved = coarser(exponents, octaves)
         assert (moved - exponents).mean() / 16 == pytest.approx(octaves, abs=1e-3)
         assert np.ptp(moved - exponents) <= 1
+
+
+def test_grids_far_finer_than_the_weights_can_be_written() -> None:
+    network = networks.tiny("bert")
+    name = "encoder.layer.0.output.dense.weight"
+    code = grid(network.model.get_parameter(name).detach().numpy())
+    finer = rounded_anew(network, name, code, 40.0)
+    assert decode(unpack(pack(finer), finer.shape)).shape == finer.shape
 
 
 def candidates() -> dict[str, tuple[Candidate, ...]]:

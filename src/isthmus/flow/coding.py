@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from isthmus.allocation.joint import Joint, choose, search
+from isthmus.bottlenecks.bits.rate_distortion import LARGEST
 from isthmus.bottlenecks.coder import Coder, MatrixStatistics, Setting
 from isthmus.bottlenecks.curves import COARSEST, FINEST, Curves, coded_matrices, measure_curves
 from isthmus.bottlenecks.registry import coder as coder_named
@@ -292,7 +293,9 @@ def rounded_anew(student: Network, name: str, code: Coded, shift: float) -> Code
         exact /= stretch(scale_of(grid), code.shape)
     if code.zeros is not None:
         exact -= stretch(code.zeros, code.shape)
-    return replace(code, integers=np.rint(exact).astype(np.int32), scales=scales)
+    # Where a grid is far finer than its weights, integers would be larger than float32 can tell apart.
+    integers = np.rint(np.clip(exact, -LARGEST, LARGEST)).astype(np.int32)
+    return replace(code, integers=integers, scales=scales)
 
 
 def coarser(exponents: Integers, octaves: float) -> Integers:
