@@ -17,13 +17,14 @@ from isthmus.bottlenecks.bits.comq import Comq, rescaled, sweep, visits
 from isthmus.bottlenecks.bits.fake_quantize import fake_quantize
 from isthmus.bottlenecks.bits.finequant import FineQuant, group_size
 from isthmus.bottlenecks.bits.floating import Fp6, fp6_codes, fp6_values, nearest_fp6, pack_4plus2, unpack_4plus2
-from isthmus.bottlenecks.bits.gptq import Gptq, feedback_factor, round_with_feedback
+from isthmus.bottlenecks.bits.gptq import Gptq, damped, round_with_feedback
 from isthmus.bottlenecks.bits.grid import clipping, covering, fitted, peaks, rounded, top_of
 from isthmus.bottlenecks.bits.kmeans import kmeans, spread_centres
 from isthmus.bottlenecks.bits.llm_int8 import OutlierSplit
 from isthmus.bottlenecks.bits.paretoq import WIDTHS, ParetoQ, first_exponents
 from isthmus.bottlenecks.bits.squeezellm import SqueezeLlm
 from isthmus.bottlenecks.coder import Coder, MatrixStatistics, Setting
+from isthmus.bottlenecks.feedback import feedback_factor
 from isthmus.errors import BadInput
 from isthmus.relevance.sensitivity import Sensitivity
 from isthmus.storage.blobs import pack, unpack
@@ -270,7 +271,7 @@ def test_gptq_is_optimal_brain_quantization_in_order(width: int) -> None:
     weight, moments = normal(4, 6, seed=3), about(4, 6, seed=2).moments
     exponents = covering(peaks(weight, 1), 3)
     expected = brain_quantizer(weight, moments, 0.01, scale_of(exponents)[:, 0].astype(np.float64), 3)
-    factor = feedback_factor(moments.astype(np.float64), 0.01)
+    factor = feedback_factor(damped(moments.astype(np.float64), 0.01))
     found, _ = round_with_feedback(weight, factor.astype(np.float32), exponents, 3, width=width)
     np.testing.assert_array_equal(found, expected)
     assert (found != rounded(weight, exponents, 3)).any()
@@ -281,9 +282,9 @@ def test_gptq_is_optimal_brain_quantization_in_order(width: int) -> None:
 
 def test_the_factor_is_that_of_the_inverse() -> None:
     moments = about(1, 7).moments.astype(np.float64)
-    factor = feedback_factor(moments, 0.1)
-    damped = moments + 0.1 * np.diag(moments).mean() * np.eye(7)
-    np.testing.assert_allclose(factor.T @ factor, np.linalg.inv(damped), rtol=1e-8)
+    factor = feedback_factor(damped(moments, 0.1))
+    hessian = moments + 0.1 * np.diag(moments).mean() * np.eye(7)
+    np.testing.assert_allclose(factor.T @ factor, np.linalg.inv(hessian), rtol=1e-8)
     np.testing.assert_array_equal(factor, np.triu(factor))
 
 

@@ -16,6 +16,7 @@ from isthmus.bottlenecks.codebook.pv_tuning import PVRecipe, tune
 from isthmus.bottlenecks.codebook.vectors import entries_of
 from isthmus.bottlenecks.codebook.vptq import Vptq
 from isthmus.bottlenecks.coder import MatrixStatistics, Setting
+from isthmus.bottlenecks.feedback import feedback_factor
 from isthmus.errors import BadInput
 from isthmus.relevance.sensitivity import Sensitivity
 from isthmus.storage.blobs import pack, unpack
@@ -179,7 +180,7 @@ def test_feedback_is_that_of_removing_blocks_one_at_a_time():
     rng = np.random.default_rng(2)
     hessian = vptq.damped(statistics(4, 12).moments, 12, 0.01)
     weight, table = rng.normal(0, 1, (5, 12)).astype(np.float32), rng.normal(0, 1, (7, 3)).astype(np.float32)
-    indices, lost = vptq.look_up(weight, table, vptq.feedback_factor(hessian))
+    indices, lost = vptq.look_up(weight, table, feedback_factor(hessian))
     left, expected = weight.astype(np.float64), np.empty((5, 4), int)
     for block in range(4):
         inverse = np.linalg.inv(hessian[3 * block :, 3 * block :])

@@ -1,5 +1,10 @@
 """The few kinds of error a user can cause. Each message says what, where and how to mend it, in one line."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class IsthmusError(Exception):
     """A mistake in what was asked or given; the command prints it as one line and exits with code 2."""
@@ -23,3 +28,11 @@ class UnsupportedNetwork(IsthmusError):
 
 class BadArtifact(IsthmusError):
     """An artifact that is truncated, tampered with or from another version."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> BadInput:
+    """Return the error for a name that is not known, with the near one where there is one."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the {what}s are " + ", ".join(names)
+    return BadInput(f"unknown {what} {name!r}; {hint}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import entry_points
@@ -22,7 +21,7 @@ from isthmus.bottlenecks.codebook.vptq import Vptq
 from isthmus.bottlenecks.coder import Coder
 from isthmus.bottlenecks.rank.alds import Alds
 from isthmus.bottlenecks.rank.factors import LowRank
-from isthmus.errors import BadInput
+from isthmus.errors import unknown
 
 CODERS: dict[str, Callable[[], Coder]] = {
     "deepcabac": DeepCabac,
@@ -52,7 +51,5 @@ def coder(name: str) -> Coder:
         If there is none of that name.
     """
     if name not in CODERS:
-        near = difflib.get_close_matches(name, CODERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "the coders are " + ", ".join(CODERS)
-        raise BadInput(f"unknown coder {name!r}; {hint}")
+        raise unknown("coder", name, CODERS)
     return CODERS[name]()

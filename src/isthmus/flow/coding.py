@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from isthmus.allocation.joint import Joint, choose, search
-from isthmus.bottlenecks.bits.rate_distortion import LARGEST
 from isthmus.bottlenecks.coder import Coder, MatrixStatistics, Setting
 from isthmus.bottlenecks.curves import COARSEST, FINEST, Curves, coded_matrices, measure_curves
 from isthmus.bottlenecks.registry import coder as coder_named
@@ -28,7 +27,7 @@ from isthmus.relevance.moments import collect_moments
 from isthmus.relevance.probe import Probe, make_probe
 from isthmus.relevance.sensitivity import collect_sensitivity
 from isthmus.storage.blobs import pack
-from isthmus.storage.coded import Coded, Integers, Uniform, scale_of, stretch
+from isthmus.storage.coded import MOST, Coded, Integers, Uniform, scale_of, stretch
 from isthmus.storage.holders import SUFFIX
 from isthmus.storage.weights import header_bytes, predicted_bytes, saved_shapes
 
@@ -294,7 +293,7 @@ def rounded_anew(student: Network, name: str, code: Coded, shift: float) -> Code
     if code.zeros is not None:
         exact -= stretch(code.zeros, code.shape)
     # Where a grid is far finer than its weights, integers would be larger than float32 can tell apart.
-    integers = np.rint(np.clip(exact, -LARGEST, LARGEST)).astype(np.int32)
+    integers = np.rint(np.clip(exact, -MOST, MOST)).astype(np.int32)
     return replace(code, integers=integers, scales=scales)
 
 

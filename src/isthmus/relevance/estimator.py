@@ -28,7 +28,8 @@ relative to the original on 1,000 pairs held out of STS-B train, as ``python -m 
 order of the texts moves it by 0.4 points):
 with the vocabulary at 2 and at 4, 94.7 and 94.1 % at a quarter of the parameters, 84.2 and 82.3 % at a tenth. The
 width's 16 keeps the stream whole where all else can still give way: at a quarter, `vib` had 94.3 % with a stream of
-368 and 94.6 % with the whole one; `fisher` 92.8 and 92.4 % with 320 and 256, where it had 93.6 % with 379.
+368 and 94.6 % with the whole one; `fisher` 92.8 and 92.4 % with 320 and 256, where it had 93.6 % with 379. The
+matrices' 1 (what coding loses) was not tried against others.
 """
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
-from isthmus.errors import BadInput
+from isthmus.errors import unknown
 from isthmus.relevance.activation import Activation
 from isthmus.relevance.estimator import Estimator
 from isthmus.relevance.fisher import Fisher
@@ -35,7 +34,5 @@ def get(name: str) -> Estimator:
         If there is none of that name.
     """
     if name not in ESTIMATORS:
-        near = difflib.get_close_matches(name, ESTIMATORS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "the methods are " + ", ".join(ESTIMATORS)
-        raise BadInput(f"unknown method {name!r}; {hint}")
+        raise unknown("method", name, ESTIMATORS)
     return ESTIMATORS[name]()

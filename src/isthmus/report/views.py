@@ -235,6 +235,7 @@ def _examples(examples: Sequence[Example], scale: Scale) -> tuple[ExampleView, .
     """Place every example on one axis."""
 
     def view(row: Example) -> ExampleView:
+        """Put one example into words and places."""
         change = row.narrowed - row.original
         sign = "+" if change > 0 else ""
         return ExampleView(

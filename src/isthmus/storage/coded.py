@@ -25,6 +25,8 @@ Integers: TypeAlias = npt.NDArray[np.int32]
 
 FINENESS = 16
 """A scale is 2 to the power of a whole number of 16ths: an integer like any other, to be coded as one."""
+MOST = 1 << 24
+"""Integers beyond this are no longer exact in float32."""
 _POWERS = np.exp2(np.arange(FINENESS) / FINENESS).astype(np.float32)
 
 

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_triangular
 
 from isthmus.bottlenecks.bits.grid import (
     checked_moments,
@@ -27,7 +26,7 @@ from isthmus.bottlenecks.bits.grid import (
 )
 from isthmus.bottlenecks.checks import check_matrix
 from isthmus.bottlenecks.coder import Floats, MatrixStatistics, Setting
-from isthmus.errors import BadInput
+from isthmus.bottlenecks.feedback import feedback_factor
 from isthmus.storage.coded import Integers, Uniform, scale_of
 
 
@@ -73,7 +72,7 @@ class Gptq:
             return Uniform(rounded(weight, exponents, top), (exponents,))
         importance = np.diag(moments).astype(np.float32)
         exponents = grid(weight, blocks, top, importance, fit=self.fit)
-        factor = feedback_factor(moments, self.damping).astype(np.float32)
+        factor = feedback_factor(damped(moments, self.damping)).astype(np.float32)
         integers, exponents = round_with_feedback(weight, factor, exponents, top, importance, fit=self.fit)
         return Uniform(integers, (exponents,))
 
@@ -84,27 +83,9 @@ def grid(weight: Floats, blocks: int, top: int, importance: Floats | None = None
     return fitted(weight, exponents, clipping(top), importance) if fit else exponents
 
 
-def feedback_factor(moments: npt.NDArray[np.float64], damping: float) -> npt.NDArray[np.float64]:
-    """Return the upper Cholesky factor ``U`` of the inverse of the damped Hessian, ``H⁻¹ = Uᵀ U``.
-
-    Parameters
-    ----------
-    moments : ndarray, shape ``(columns, columns)``
-    damping : float
-        As in `Gptq`.
-
-    Raises
-    ------
-    BadInput
-        If the damped moments are not positive definite, as the mean of ``x xᵀ`` is.
-    """
-    damped = moments + damping * (float(np.diag(moments).mean()) or 1.0) * np.eye(len(moments))
-    try:
-        # H = R Rᵀ with R upper gives U = R⁻¹: no inverse of H is ever formed.
-        upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    except np.linalg.LinAlgError:
-        raise BadInput("moments: not positive definite; collect them from more inputs or raise damping") from None
-    return np.asarray(solve_triangular(upper, np.eye(len(moments)), lower=False))
+def damped(moments: npt.NDArray[np.float64], damping: float) -> npt.NDArray[np.float64]:
+    """Return moments, ``(columns, columns)``, with a share of the mean of their diagonal added to it."""
+    return np.asarray(moments + damping * (float(np.diag(moments).mean()) or 1.0) * np.eye(len(moments)))
 
 
 def round_with_feedback(

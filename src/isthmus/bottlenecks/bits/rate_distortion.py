@@ -17,7 +17,7 @@ import numpy.typing as npt
 from isthmus.bottlenecks.checks import check_matrix
 from isthmus.bottlenecks.coder import MatrixStatistics, Setting
 from isthmus.relevance.sensitivity import Sensitivity
-from isthmus.storage.coded import Integers, Uniform, exponents_of, scale_of
+from isthmus.storage.coded import MOST, Integers, Uniform, exponents_of, scale_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -28,8 +28,6 @@ _FLOOR = 1e-4
 """Factors count as no less than this share of their mean: a row that never mattered here may matter elsewhere."""
 _NORMAL = 0.5 * math.log2(2 * math.pi * math.e)
 """Bits of a normal variable of variance 1 in steps of 1."""
-LARGEST = 1 << 24
-"""Integers beyond this are no longer exact in float32."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def quantize(weight: Floats, down: Integers, across: Integers, *, slope: float =
     slope : float
         What a bit is worth, in squared steps; 0 rounds to nearest.
     """
-    exact = np.clip(weight / scale_of(down) / scale_of(across), -LARGEST, LARGEST)
+    exact = np.clip(weight / scale_of(down) / scale_of(across), -MOST, MOST)
     integers = np.rint(exact).astype(np.int32)
     for _ in range(PASSES if slope > 0 else 0):
         integers = cheaper(exact, integers, slope)

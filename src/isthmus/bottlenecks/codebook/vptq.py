@@ -12,6 +12,7 @@ from scipy.linalg import solve_triangular
 from isthmus.bottlenecks.codebook.kmeans import kmeans, nearest
 from isthmus.bottlenecks.codebook.vectors import codebook, cut, entries_of, offered
 from isthmus.bottlenecks.coder import MatrixStatistics, Setting
+from isthmus.bottlenecks.feedback import feedback_factor
 from isthmus.errors import BadInput
 from isthmus.storage.coded import Codebook, scale_of
 
@@ -93,18 +94,6 @@ def damped(moments: Floats | None, columns: int, damping: float) -> Doubles:
     hessian = (moments.astype(np.float64) + moments.T) / 2
     ridge = damping * float(np.diag(hessian).mean())
     return np.asarray(hessian + (ridge if ridge > 0 else 1.0) * np.eye(columns))
-
-
-def feedback_factor(hessian: Doubles) -> Doubles:
-    """Return the upper triangle ``U`` with ``U^T U`` the inverse of ``hessian``, both ``(columns, columns)``.
-
-    From any column on, the same part of ``U`` belongs to the inverse for the columns that are left (Frantar et al.
-    2023), so one factor serves all steps of the feedback.
-    """
-    identity = np.eye(len(hessian))
-    lower = np.linalg.cholesky(hessian)
-    inverse = solve_triangular(lower, identity, lower=True)
-    return np.asarray(np.linalg.cholesky(inverse.T @ inverse).T)
 
 
 def look_up(weight: Floats, table: Floats, factor: Doubles) -> tuple[Integers, float]:
