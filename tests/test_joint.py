@@ -101,7 +101,9 @@ def test_without_codes_bytes_are_met_by_structure(place: Path) -> None:
     assert main([*ORDER, "--to", "bytes=70%", "--codes", "none", "-o", "made"]) == 0
     record = json.loads((place / "made" / "isthmus.json").read_text())
     assert record["plan"]["codings"] == []
-    assert 0.65 < weight_bytes("made") / weight_bytes("tiny") <= 0.7
+    assert weight_bytes("made") <= 0.7 * weight_bytes("tiny")
+    assert record["plan"]["predicted"]["bytes"] == weight_bytes("made")
+    assert record["plan"]["predicted"]["params"] < record["plan"]["original"]["params"], "units went"
 
 
 @pytest.mark.parametrize(
