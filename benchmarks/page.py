@@ -10,7 +10,7 @@ from typing import Any
 from claims.tables import markdown_table, score_table, scores
 
 from benchmarks.bitstream import section
-from benchmarks.reach import BUDGETS, EFFORTS, targets
+from benchmarks.reach import EFFORTS, GOALS, targets
 
 HEADER = "<!-- written by python -m benchmarks --table from benchmarks/results/ and claims/results/ -->"
 
@@ -125,7 +125,7 @@ START, END = "<!-- figures: written by make docs -->", "<!-- end of figures -->"
 def headline(reach: Mapping[str, Any]) -> str:
     """Return the README's table: for each budget what the quickest effort makes of it."""
     rows = []
-    for name, budget in BUDGETS.items():
+    for name, goal in GOALS.items():
         job = next(
             (reach["jobs"][key] for effort in reversed(EFFORTS) if (key := f"{name}-{effort}") in reach["jobs"]), None
         )
@@ -138,7 +138,7 @@ def headline(reach: Mapping[str, Any]) -> str:
 
         rows.append(
             [
-                f"`--to {budget} --effort {job['effort']}`",
+                f"`--to {goal.label} --effort {job['effort']}`",
                 f"{narrowed['params'] / 1e6:.1f} M ({share('params')})",
                 f"{narrowed['bytes'] / 1e6:.1f} MB ({share('bytes')})",
                 f"{narrowed['macs'] / 1e6:.0f} M ({share('macs')})",
