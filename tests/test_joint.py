@@ -107,8 +107,27 @@ def test_without_codes_bytes_are_met_by_structure(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("budget", "sites", "method", "kinds"),
+    [
+        ("params=80%", "neurons", "vib", {"neurons"}),
+        ("params=75%", "neurons,heads", "fisher", {"neurons", "heads"}),
+        ("bytes=13%", "none", "fisher", set()),
+    ],
+)
+def test_only_kinds_that_may_lose_units_do(place: Path, budget: str, sites: str, method: str, kinds: set[str]) -> None:
+    assert main([*ORDER, "--to", budget, "--sites", sites, "--method", method, "-o", "made"]) == 0
+    record = json.loads((place / "made" / "isthmus.json").read_text())
+    assert {decision["kind"] for decision in record["plan"]["decisions"]} == kinds
+    currency, _, share = budget.partition("=")
+    measured = record["measurements"]["narrowed"][currency] / record["measurements"]["original"][currency]
+    assert 0.97 * float(share[:-1]) / 100 <= measured <= float(share[:-1]) / 100
+
+
+@pytest.mark.parametrize(
     ("extra", "words"),
     [
+        (["--to", "params=80%", "--sites", "nuerons"], "did you mean neurons"),
+        (["--to", "params=80%", "--sites", "none"], "the smallest this network can become is params=100%"),
         (["--to", "bytes=12%", "--codes", "deepcabak"], "did you mean deepcabac"),
         (["--to", "bytes=0.2%"], "bytes"),
     ],

@@ -87,6 +87,9 @@ def relax(program: Program, linear: Linear, menu: Menu, row: int) -> Relaxed | N
 
     matrix, limit = _limits(program, linear, menu, row)
     matrix, limit = _with_minimum(matrix, limit, menu)
+    if not len(program.objective):
+        kept = Relaxed(float(linear.lost[row]) + program.base, np.zeros(linear.constant.shape[1]))
+        return kept if (limit >= 0).all() else None
     result = linprog(
         program.objective,
         A_ub=matrix,

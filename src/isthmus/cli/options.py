@@ -33,6 +33,9 @@ Effort = Annotated[
 Codes = Annotated[
     str, typer.Option("--codes", metavar="NAME,...", help="How bytes may be saved besides taking units away; or none.")
 ]
+Sites = Annotated[
+    str, typer.Option("--sites", metavar="KIND,...", help="Which kinds of sites may lose units: all, or none.")
+]
 Precision = Annotated[
     str, typer.Option("--precision", metavar="NAME", help="What the engine computes in: float32, w8a8, int8 or int4.")
 ]

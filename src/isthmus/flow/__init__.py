@@ -81,6 +81,7 @@ def plan(
     method: str = "vib",
     effort: str = "fast",
     codes: str = DEFAULT_CODES,
+    sites: str = "all",
     precision: str = "float32",
     seed: int = 0,
     engine: str = "openvino",
@@ -99,6 +100,8 @@ def plan(
         How long gates are trained, for methods that train.
     codes : str
         The coders that a budget of bytes may be met with, parted by commas; ``none`` leaves weights plain.
+    sites : str
+        The kinds of sites that may become narrower, parted by commas; ``all``, or ``none`` to take no units away.
     precision : str
         What the engine computes in: ``float32``, or ``w8a8``, ``int8`` or ``int4``, see ``isthmus.export.quantized``.
 
@@ -111,7 +114,7 @@ def plan(
     BadBudget, UnreachableBudget
         If the budget cannot be read, or not be met.
     BadInput
-        If a method, effort or engine is unknown.
+        If a method, effort, engine or kind of site is unknown.
     """
     from isthmus.export.quantized import check_precision
     from isthmus.flow.efforts import check_effort
@@ -126,7 +129,7 @@ def plan(
     coders = _coders(codes)
     check_precision(engine, precision)
     budget = None if to is None else parse_budget(to)
-    study = start_study(network, task, seed=seed, engine=engine)
+    study = start_study(network, task, kinds=_kinds(sites), seed=seed, engine=engine)
     if budget is None:
         return search_floor(study, floor or 1.0, method=method, progress=progress or silent).plan
     return make_plan(
@@ -144,6 +147,7 @@ def narrow(
     method: str = "vib",
     effort: str = "fast",
     codes: str = DEFAULT_CODES,
+    sites: str = "all",
     precision: str = "float32",
     time: float | None = None,
     seed: int | None = None,
@@ -162,6 +166,8 @@ def narrow(
         How long to train; ``none`` cuts and codes only.
     codes : str
         The coders that a budget of bytes may be met with, parted by commas; ``none`` leaves weights plain.
+    sites : str
+        The kinds of sites that may become narrower, parted by commas; ``all``, or ``none`` to take no units away.
     precision : str
         What the engine computes in: ``float32``, or ``w8a8``, ``int8`` or ``int4``, see ``isthmus.export.quantized``.
     time : float, optional
@@ -203,7 +209,8 @@ def narrow(
         check_output(folder)
     if seed is None:
         seed = 0 if plan is None else plan.seed
-    order = Order(to, floor, plan, plan.method if plan else method, effort, coders, precision, time, seed, engine)
+    decided = plan.method if plan else method
+    order = Order(to, floor, plan, decided, effort, coders, _kinds(sites), precision, time, seed, engine)
     return carry_out(network, task, order, out=folder, resume=resume, progress=progress or silent)
 
 
@@ -249,6 +256,11 @@ def _coders(codes: str) -> tuple[str, ...]:
     for name in names:
         coder(name)
     return names
+
+
+def _kinds(sites: str) -> tuple[str, ...] | None:
+    names = tuple(name.strip() for name in sites.split(",") if name.strip() not in ("", "none"))
+    return None if names == ("all",) else names
 
 
 def _goal(to: str | None, keep: str | float | None, plan: Plan | None) -> float | None:

@@ -76,7 +76,7 @@ def narrow(
         check_output(out)
     if not join_processes().is_main_process:
         progress = silent
-    study = start_study(network, task, seed=order.seed, engine=order.engine)
+    study = start_study(network, task, kinds=order.sites, seed=order.seed, engine=order.engine)
     with _workplace(out) as work:
         arguments = _arguments(study, order)
         # Made in the main process first, for what is not to be resumed is removed by that.

@@ -17,6 +17,7 @@ class Order:
     method: str
     effort: str
     codes: tuple[str, ...]
+    sites: tuple[str, ...] | None
     precision: str
     time: float | None
     seed: int

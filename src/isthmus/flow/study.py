@@ -15,6 +15,7 @@ from isthmus.cost.latency import Batch, Latency
 from isthmus.cost.latency_table import latency_table
 from isthmus.cost.predict import bytes_rate, kept_counts, macs_rate, parameter_rate
 from isthmus.cost.rates import Rate, Term
+from isthmus.errors import unknown
 from isthmus.export.engines import engine_batches, export_network
 from isthmus.export.timing import time_exported
 from isthmus.flow.verifying import bytes_on_disk
@@ -52,17 +53,24 @@ class Study:
     engine: str
 
 
-def start_study(network: Network, task: Task, *, seed: int = 0, engine: str = "openvino") -> Study:
+def start_study(
+    network: Network, task: Task, *, kinds: Sequence[str] | None = None, seed: int = 0, engine: str = "openvino"
+) -> Study:
     """Find the sites of a network and put texts aside to measure divergence on.
+
+    Parameters
+    ----------
+    kinds : sequence of str, optional
+        The kinds of sites that may become narrower; all when None.
 
     Raises
     ------
     BadInput
-        If the task has nothing to calibrate on.
+        If the task has nothing to calibrate on, or the network has no site of a kind.
     UnsupportedNetwork
         If the network's anatomy is not known.
     """
-    sites = discover(network)
+    sites = _of_kinds(discover(network), kinds, network.name)
     texts = list(task.require_train())
     random.Random(seed).shuffle(texts)
     count = min(PROBE_TEXTS, max(len(texts) // 4, 2))
@@ -70,6 +78,16 @@ def start_study(network: Network, task: Task, *, seed: int = 0, engine: str = "o
     tokens = int(tokenize(network, held)["attention_mask"].sum())
     probe = make_probe(network, texts[:count])
     return Study(network, task, sites, tuple(texts[count:]), probe, max(round(tokens / len(held)), 1), seed, engine)
+
+
+def _of_kinds(sites: tuple[Site, ...], kinds: Sequence[str] | None, name: str) -> tuple[Site, ...]:
+    if kinds is None:
+        return sites
+    known = list(dict.fromkeys(site.kind for site in sites))
+    for kind in kinds:
+        if kind not in known:
+            raise unknown("kind of site", kind, known)
+    return tuple(site for site in sites if site.kind in kinds)
 
 
 def cache_folder() -> Path:

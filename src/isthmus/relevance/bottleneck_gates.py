@@ -90,7 +90,9 @@ def expected_counts(
         if site.name in gates.mean:
             count = openness(gates, site.name).sum().clamp(min=float(site.minimum))
             counts[site.name] = _pressed(count, pressures.get(site.kind, 1.0))
-    for index, share in enumerate(openness(gates, LAYERS)):
+    # Where the layers are no site they all stay.
+    counts.update({presence(site.layer): torch.ones(()) for site in sites if site.layer is not None})
+    for index, share in enumerate(openness(gates, LAYERS) if LAYERS in gates.mean else ()):
         counts[presence(index)] = _pressed(share, pressures.get("layers", 1.0))
     if vocabulary is not None:
         counts["vocabulary"] = vocabulary
