@@ -10,7 +10,7 @@ from isthmus.errors import BadInput, IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, CLAIMS, PAGE = ROOT / "benchmarks" / "results", ROOT / "claims" / "results", ROOT / "docs" / "benchmarks.md"
-BENCHMARKS = ("reach", "torch_pruning", "bitstream")
+BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families")
 
 
 def _words(text: str) -> list[str]:
@@ -43,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
     reach.add_argument("--time", help="handed on to isthmus narrow, such as 20min")
     reach.add_argument("--seed", type=int, default=0)
     reach.add_argument("--again", action="store_true", help="measure anew what is there already")
+    families = options.add_argument_group("families")
+    families.add_argument("--budgets", type=_words, default=["12MB", "8MB", "5MB", "3MB"], help="of bytes")
+    families.add_argument("--families", type=_words, default=["joint", "bits", "codebook", "rank", "structure"])
+    families.add_argument("--recovery", default="none", choices=("none", "faster", "fast", "full"))
+    families.add_argument(
+        "--validation", action="store_true", help="score on pairs held out of STS-B train; kept under build/validation"
+    )
     return options
 
 
@@ -87,6 +94,18 @@ def _run(options: argparse.Namespace) -> None:
         from benchmarks import bitstream
 
         bitstream.run(options.out / "bitstream.json", model=options.model)
+    if "families" in names:
+        from benchmarks import families
+
+        families.run(
+            (ROOT / "build" / "validation" if options.validation else options.out) / "families.json",
+            model=options.model,
+            budgets=options.budgets,
+            families=options.families,
+            effort=options.recovery,
+            seed=options.seed,
+            validation=options.validation,
+        )
     if "torch_pruning" in names:
         from benchmarks import torch_pruning
 

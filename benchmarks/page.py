@@ -9,6 +9,7 @@ from typing import Any
 
 from claims.tables import markdown_table, score_table, scores
 
+from benchmarks import families
 from benchmarks.bitstream import section
 from benchmarks.reach import EFFORTS, GOALS, targets
 
@@ -94,7 +95,7 @@ def _peer(peer: Mapping[str, Any]) -> list[str]:
 def render(results: Path, claims: Path) -> str:
     """Return docs/benchmarks.md."""
     reach, peer = _read(results / "reach.json"), _read(results / "torch_pruning.json")
-    stream = _read(results / "bitstream.json")
+    stream, joint = _read(results / "bitstream.json"), _read(results / "families.json")
     lines = [HEADER, "", "# Benchmarks", "", "all-MiniLM-L6-v2; run by `python -m benchmarks`.", ""]
     lines += ["## What it reaches", ""]
     lines += [
@@ -109,6 +110,8 @@ def render(results: Path, claims: Path) -> str:
         lines += section(stream)
         rows = [[row["name"], row["target"], row["reached"], _word(row["met"])] for row in stream["targets"]]
         lines += [markdown_table(["what", "target", "reached", "met"], rows), ""]
+    if joint is not None:
+        lines += families.section(joint)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -43,9 +43,23 @@ SMALLEST_SHARE, LARGEST_SHARE = 0.1, 0.7
 
 
 def make_joint_plan(
-    study: Study, budget: Budget, *, method: str, effort: str, codes: Sequence[str], progress: Progress = silent
+    study: Study,
+    budget: Budget,
+    *,
+    method: str,
+    effort: str,
+    codes: Sequence[str],
+    curves: Curves | None = None,
+    progress: Progress = silent,
 ) -> Planned:
     """Decide what stays and how it is coded so that all limits hold with the least predicted distortion.
+
+    Parameters
+    ----------
+    codes : sequence of str
+        The coders to choose from.
+    curves : mapping, optional
+        What they save and lose on each matrix of the original, where it has been measured already.
 
     Raises
     ------
@@ -59,13 +73,14 @@ def make_joint_plan(
     rates = from_main(lambda: rates_for(study, budget.currencies, progress))
     original = original_rates(study, rates)
     limits = limits_of(budget, original)
-    curves: Curves = from_main(lambda: curves_of(study, codes, progress))
+    if curves is None:
+        curves = from_main(lambda: curves_of(study, codes, progress))
     relevance = Relevance(method, flat_relevance(study))
     problem = JointProblem(study, relevance.nats, curves, rates, limits, original)
     # An unreachable budget is refused before any time is spent on relevance.
     joint, _ = from_main(lambda: search(problem.at, PRICES))
     alone = _codes_alone(study, curves, limits["bytes"])
-    if alone > NEGLIGIBLE or len(limits) > 1:
+    if study.sites and (alone > NEGLIGIBLE or len(limits) > 1):
         share = _share(study, limits["bytes"])
         params = rates_for(study, ["params"])
         whole = original_rates(study, params)
