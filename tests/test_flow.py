@@ -488,7 +488,8 @@ def test_recovery_fits_into_the_time() -> None:
 def test_efforts() -> None:
     rates = [efforts.recipe_for("fast", share).learning_rate for share in (0.95, 0.75, 0.5, 0.25, 0.1, 0.05)]
     assert rates == sorted(rates)
-    assert rates[0] == pytest.approx(3e-4)
+    assert efforts.recipe_for("fast", 1.0).learning_rate == pytest.approx(efforts.WHOLE_RATE)
+    assert rates[2] == pytest.approx(efforts.HALF_RATE)
     assert rates[-1] == pytest.approx(1e-3)
     steps = [efforts.recipe_for("fast", share).steps for share in (0.9, 0.5, 0.25, 0.125, 0.01)]
     most = efforts.STEPS["fast"]

@@ -31,7 +31,7 @@ from isthmus.relevance.estimator import Calibration
 from isthmus.relevance.probe import Probe, gated_sites, make_probe, measure_closed, measure_network, measure_vocabulary
 from isthmus.relevance.registry import ESTIMATORS, get
 from isthmus.relevance.statistics import Statistics, collect, sampled_loss
-from isthmus.relevance.vib import Schedule, VariationalBottleneck
+from isthmus.relevance.vib import Schedule, VariationalBottleneck, pace
 from isthmus.sites import Site, closed_values, discover, gated, narrow_model
 from isthmus.tasks.divergence import TEMPERATURE, divergence, logit_divergence, similarity_divergence
 
@@ -525,6 +525,13 @@ def test_gates_begin_with_the_noise_that_is_least_dear() -> None:
     assert np.log(found).mean() == pytest.approx(vib_gates.START_LOG_VARIANCE)
     far = vib_gates.new_gates(sites, {"a": np.array([1e-9, 1.0, 1.0, 1e9])}).log_variance["a"].detach()
     assert float((far - vib_gates.START_LOG_VARIANCE).abs().max()) == pytest.approx(vib_gates.START_SPREAD)
+
+
+def test_gates_move_less_where_less_is_to_go() -> None:
+    original = {"params": 200.0, "macs": 10.0}
+    paces = [pace({"params": share * 200.0}, original) for share in (1.0, 0.9, 0.75, 0.5, 0.1)]
+    assert paces == pytest.approx([0.0, 0.2**1.5, 0.5**1.5, 1.0, 1.0])
+    assert pace({"params": 190.0, "macs": 5.0}, original) == 1.0, "the tightest limit counts"
 
 
 def test_expected_counts_never_fall_below_what_must_stay() -> None:

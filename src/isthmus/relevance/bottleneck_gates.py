@@ -21,7 +21,7 @@ from isthmus.sites import LAYERS, Site
 
 START_LOG_VARIANCE = -4.6
 """A tenth of the signal: every gate starts open, with enough noise to feel the task."""
-START_SPREAD = 2.0
+START_SPREAD = 6.0
 OPEN_AT = 0.0
 """Log signal-to-noise ratio at which a gate counts as half open."""
 

@@ -9,6 +9,7 @@ signal drowns in noise are closed. Three efforts: ``full`` and ``fast`` train th
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,7 +53,8 @@ class Schedule:
     weight_rate : float
         Learning rate of the weights; zero trains the gates alone.
     gate_rate : float
-        Learning rate of the gates' means and log variances.
+        Learning rate of the gates' means and log variances where half or more of the budget's currency is to go; less
+        where less is, see ``pace``.
     ramp : float
         Share of the steps over which the limit falls from what the original costs to the budget.
     layer_pressure : float
@@ -82,6 +84,17 @@ SCHEDULES = {
     "fast": Schedule(steps=300, share=0.03, weight_rate=5e-5, batch=40),
     "full": Schedule(steps=800, weight_rate=5e-5, gate_rate=0.03, batch=40),
 }
+
+
+def pace(limits: Mapping[str, float], original: Mapping[str, float]) -> float:
+    """Return how fast gates move, 1 where half or more is to go.
+
+    Gates start where noise is best for each alone. The less is to go, the less matters what units carry together, and
+    the more of what gates do is chance: of all-MiniLM-L6-v2, as ``python -m claims --validation`` does, 0.10 nats are
+    lost before recovery at 75 % of the parameters at the full rate, 0.09 at a third of it; at 50 % both lose 0.57.
+    """
+    gone = max((1 - limit / original[currency] for currency, limit in limits.items()), default=1.0)
+    return min(1.0, 2 * max(gone, 0.0)) ** 1.5
 
 
 @dataclass(frozen=True)
@@ -123,18 +136,19 @@ class _Training:
         self.batches = self._batches()
         self.vocabulary = _SoftVocabulary(calibration) if len(calibration.vocabulary) else None
         self.multipliers = dict.fromkeys(calibration.limits, 0.0)
+        moved = pace(calibration.limits, calibration.original)
         self.passed = {site.name: torch.zeros(site.units) for site in self.sites}
         self.points: dict[str, list[tuple[int, float]]] = {"divergence": [], "expected rate": [], "open gates": []}
         groups = [
             {
                 "params": [self.gates.mean[site.name], self.gates.log_variance[site.name]],
                 # One layer's gate moves as much as all its neurons do; it must not run ahead of them.
-                "lr": schedule.layer_rate if site.kind == "layers" else schedule.gate_rate,
+                "lr": moved * (schedule.layer_rate if site.kind == "layers" else schedule.gate_rate),
             }
             for site in self.sites
         ]
         if self.vocabulary is not None:
-            groups.append({"params": [self.vocabulary.logit], "lr": schedule.gate_rate})
+            groups.append({"params": [self.vocabulary.logit], "lr": moved * schedule.gate_rate})
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
         given = {id(parameter) for parameter in calibration.network.model.parameters()}
         weights = [p.requires_grad_(True) for p in self.student.model.parameters() if id(p) not in given]
