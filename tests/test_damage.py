@@ -181,6 +181,9 @@ def test_a_damaged_weight_file_is_refused(tmp_path: Path, header: Any, data: byt
     path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
     with pytest.raises(BadArtifact, match="header"):
         read_header(path)
+    path.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    with pytest.raises(BadArtifact, match="not JSON"):
+        read_header(path)
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:

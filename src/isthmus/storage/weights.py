@@ -126,7 +126,7 @@ def read_header(path: str | Path) -> dict[str, dict[str, Any]]:
         raw = stream.read(length)
     try:
         header = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(file, "its header is not JSON") from None
     if not isinstance(header, dict):
         raise _damaged(file, "its header is not a table")
