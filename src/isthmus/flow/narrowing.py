@@ -41,6 +41,8 @@ from isthmus.storage.stages import StageStore
 from isthmus.tasks import Task
 
 REPORT_FILE = "report.html"
+LATE = 1.1
+"""A run that takes this many times what was asked for says so."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,11 @@ def _finish(
     measured = site_distortions(study, kept_of(plan))
     made["measurements"] = {"original": rows[0], "narrowed": rows[1], "distortion": distortion, "sites": measured}
     made["seconds"] = clock.monotonic() - started
+    if order.time is not None and made["seconds"] > LATE * order.time:
+        warnings.append(
+            f"took {made['seconds']:.0f} s where {order.time:.0f} s were asked for: recovery was cut to the shortest, "
+            "and what is left (relevance, coding, measuring) takes this long"
+        )
     page = records.narrow_page(
         study, plan, planned.relevance if planned.relevance.nats else None, rows, limits=limits, distortion=distortion,
         measured=measured, curves=curves, examples=changed_most(study.network, opened, study.task), record=made,
