@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from isthmus.bottlenecks.coder import Setting
 from isthmus.bottlenecks.curves import Candidate, between, coded_matrices
 from isthmus.cli.main import main
 from isthmus.errors import UnreachableBudget
-from isthmus.flow.coding import coarser, rounded_anew
+from isthmus.flow import joint
+from isthmus.flow.coding import JointProblem, coarser, rounded_anew
 from isthmus.network import embed
 from isthmus.plan import load_plan
 from isthmus.recovery.straight import straight_through
@@ -104,6 +106,41 @@ def test_without_codes_bytes_are_met_by_structure(place: Path) -> None:
     assert weight_bytes("made") <= 0.7 * weight_bytes("tiny")
     assert record["plan"]["predicted"]["bytes"] == weight_bytes("made")
     assert record["plan"]["predicted"]["params"] < record["plan"]["original"]["params"], "units went"
+
+
+@pytest.mark.parametrize(("second", "kept"), [((0.25, 0.15), "second"), ((0.5, 0.3), "first")])
+def test_nats_that_do_not_add_up_are_corrected(
+    monkeypatch: pytest.MonkeyPatch, second: tuple[float, float], kept: str
+) -> None:
+    """Units lose twice and codes three times what was predicted: the second plan counts them so."""
+    candidate = Candidate("deepcabac", Setting(3.0), 3.0, 0.01)
+    study: Any = None
+    problem = JointProblem(study, {"a": np.array([0.1, 0.2])}, {"m": (candidate,)}, {}, {}, {})
+    none: Any = None
+    answers = [
+        joint.Fitted(none, (), 1, (0.1, 0.1), (0.2, 0.3)),
+        joint.Fitted(none, (), 2, (0.2, 0.2), second),
+    ]
+    asked: list[JointProblem] = []
+
+    def fitted(given: JointProblem, _: object) -> joint.Fitted:
+        asked.append(given)
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(joint, "_fitted", fitted)
+    found, best, notes = joint._corrected(problem, lambda *_: None)
+    np.testing.assert_allclose(asked[1].nats["a"], [0.2, 0.4])
+    assert asked[1].curves["m"][0].nats == pytest.approx(0.03)
+    assert (found, best) == ((asked[1], answers[1]) if kept == "second" else (problem, answers[0]))
+    assert "0.100 nats predicted of units and 0.100 of codes, 0.200 and 0.300 measured" in notes[0]
+    assert len(notes) == (2 if kept == "second" else 3)
+
+
+def test_nats_that_add_up_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    none: Any = None
+    problem = JointProblem(none, {}, {}, {}, {}, {})
+    monkeypatch.setattr(joint, "_fitted", lambda *_: joint.Fitted(none, (), 1, (0.1, 0.2), (0.105, 0.19)))
+    assert joint._corrected(problem, lambda *_: None)[0] is problem
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,18 @@ from isthmus.flow.together import from_main
 from isthmus.plan import Coding
 from isthmus.progress import Progress, silent
 from isthmus.relevance.estimator import Relevance
+from isthmus.relevance.probe import measure_network
 from isthmus.sites import Site
+from isthmus.storage.holders import with_codes
 
 NEGLIGIBLE = 0.02
 """Nats: where coding alone is predicted to lose no more than this, nothing is taken away."""
 TYPICAL_BITS = 2.5
 FITS, LESS = 6, 0.97
+ADDS_UP, MOST_CORRECTION = 0.1, 4.0
+"""Nats are corrected where they add up to a tenth more or less than was predicted, by this factor at most."""
+UNSEEN = 1e-3
+"""Nats that cannot be told from none."""
 SMALLEST_SHARE, LARGEST_SHARE = 0.1, 0.7
 
 
@@ -78,7 +84,7 @@ def make_joint_plan(
     relevance = Relevance(method, flat_relevance(study))
     problem = JointProblem(study, relevance.nats, curves, rates, limits, original)
     # An unreachable budget is refused before any time is spent on relevance.
-    joint, _ = from_main(lambda: search(problem.at, PRICES))
+    from_main(lambda: search(problem.at, PRICES))
     alone = _codes_alone(study, curves, limits["bytes"])
     if study.sites and (alone > NEGLIGIBLE or len(limits) > 1):
         share = _share(study, limits["bytes"])
@@ -91,18 +97,74 @@ def make_joint_plan(
         problem = replace(problem, nats={name: np.full(len(nats), 1e3) for name, nats in relevance.nats.items()})
         relevance = Relevance(method, {})
     progress("allocate", 0, 1)
-    joint, codings, size = from_main(lambda: _fitted(problem, progress))
-    frontier = from_main(lambda: frontier_of(problem, joint))
+    problem, fitted, notes = from_main(lambda: _corrected(problem, progress))
+    frontier = from_main(lambda: frontier_of(problem, fitted.joint))
     progress("allocate", 1, 1)
-    plan = as_plan(study, budget, method, joint.allocation, rates, relevance, (), original)
-    lost = plan.distortion + sum(coding.distortion for coding in codings)
-    predicted = {**plan.predicted, "bytes": float(size)}
-    plan = plan.model_copy(update={"codings": codings, "predicted": predicted, "distortion": lost})
+    plan = as_plan(study, budget, method, fitted.joint.allocation, rates, relevance, notes, original)
+    predicted = {**plan.predicted, "bytes": float(fitted.bytes)}
+    lost = sum(fitted.predicted)
+    plan = plan.model_copy(update={"codings": fitted.codings, "predicted": predicted, "distortion": lost})
     return Planned(plan, relevance, tuple(_point(problem, one) for one in frontier))
 
 
-def _fitted(problem: JointProblem, progress: Progress) -> tuple[Joint, tuple[Coding, ...], int]:
-    """Return the joint allocation, its codes fitted to the very weights that stay, and the bytes of the file.
+@dataclass(frozen=True)
+class Fitted:
+    """A joint allocation with codes fitted to the very weights that stay.
+
+    Parameters
+    ----------
+    bytes : int
+        Of the file.
+    predicted, measured : tuple of float
+        Nats that the units take with them, and those that the codes of what stays add.
+    """
+
+    joint: Joint
+    codings: tuple[Coding, ...]
+    bytes: int
+    predicted: tuple[float, float]
+    measured: tuple[float, float]
+
+
+def _corrected(problem: JointProblem, progress: Progress) -> tuple[JointProblem, Fitted, list[str]]:
+    """Plan, measure what was planned, and plan again with nats that add up to what was measured.
+
+    Every unit and every code is measured with all else as it was; together they lose more, and units not by the same
+    factor as codes. Whichever plan is measured to lose less is kept.
+    """
+    first = _fitted(problem, progress)
+    notes = [_note("as measured one by one", first)]
+    factors = [
+        float(np.clip(found / wanted, 1 / MOST_CORRECTION, MOST_CORRECTION)) if min(found, wanted) > UNSEEN else 1.0
+        for found, wanted in zip(first.measured, first.predicted, strict=True)
+    ]
+    if not first.predicted[0] or max(abs(np.log(factors))) < np.log(1 + ADDS_UP):
+        return problem, first, notes
+    scaled = replace(
+        problem,
+        nats={name: nats * factors[0] for name, nats in problem.nats.items()},
+        curves={
+            name: tuple(replace(one, nats=one.nats * factors[1]) for one in candidates)
+            for name, candidates in problem.curves.items()
+        },
+    )
+    second = _fitted(scaled, progress)
+    notes.append(_note(f"units counted {factors[0]:.2f} times and codes {factors[1]:.2f} times", second))
+    if sum(second.measured) < sum(first.measured):
+        return scaled, second, notes
+    return problem, first, [*notes, "the first was kept"]
+
+
+def _note(how: str, fitted: Fitted) -> str:
+    (units, codes), (units_, codes_) = fitted.predicted, fitted.measured
+    return (
+        f"joint plan, {how}: {units:.3f} nats predicted of units and {codes:.3f} of codes, "
+        f"{units_:.3f} and {codes_:.3f} measured together"
+    )
+
+
+def _fitted(problem: JointProblem, progress: Progress) -> Fitted:
+    """Return the joint allocation, its codes fitted to the very weights that stay, and what it loses.
 
     Where no coder takes any number of bits, a file that is too large is planned again with that much less.
     """
@@ -121,7 +183,10 @@ def _fitted(problem: JointProblem, progress: Progress) -> tuple[Joint, tuple[Cod
             aimed = replace(aimed, limits={**aimed.limits, "bytes": aimed.limits["bytes"] * LESS})
         else:
             break
-    return joint, fitted, file_bytes(student, codes)
+    cut_lost = measure_network(study.probe, student) if joint.allocation.kept else 0.0
+    lost = measure_network(study.probe, with_codes(student, codes))
+    predicted = sum(joint.allocation.distortion.values()), sum(coding.distortion for coding in fitted)
+    return Fitted(joint, fitted, file_bytes(student, codes), predicted, (cut_lost, max(lost - cut_lost, 0.0)))
 
 
 def _point(problem: JointProblem, joint: Joint) -> dict[str, Any]:

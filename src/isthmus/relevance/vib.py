@@ -94,7 +94,7 @@ def pace(limits: Mapping[str, float], original: Mapping[str, float]) -> float:
     lost before recovery at 75 % of the parameters at the full rate, 0.09 at a third of it; at 50 % both lose 0.57.
     """
     gone = max((1 - limit / original[currency] for currency, limit in limits.items()), default=1.0)
-    return min(1.0, 2 * max(gone, 0.0)) ** 1.5
+    return float(min(1.0, 2 * max(gone, 0.0)) ** 1.5)
 
 
 @dataclass(frozen=True)
