@@ -23,10 +23,20 @@ CODING = {
     "zeroquant-4plus2": "zeroquant_4plus2",
     "vptq": "vptq",
     "lr2vq": "lr2vq",
+    "pv-tuning": "pv_tuning",
     "alds": "alds",
 }
 """Claims about coders, with the module of each."""
-CLAIMS = ("vtrans", *CODING)
+OWN = {
+    "rd-layer-pruning": "rd_layer_pruning",
+    "q-vlm": "q_vlm",
+    "ere-delta": "ere_delta",
+    "maestro": "maestro",
+    "paretoq": "paretoq",
+    "bitnet-b158-reloaded": "bitnet_b158_reloaded",
+}
+"""Claims that measure more than codes, or code otherwise; the module of each has a ``run``."""
+CLAIMS = ("vtrans", *CODING, *OWN)
 
 
 def _floats(text: str) -> list[float]:
@@ -86,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise BadInput("--join: only the points of vtrans are made side by side; leave out the other claims")
         if "vtrans" in slugs:
             _run_vtrans(options, results / "vtrans.json")
-        if coding := [slug for slug in slugs if slug in CODING]:
+        if coding := [slug for slug in slugs if slug in CODING or slug in OWN]:
             _run_coding(options, coding, results)
     except IsthmusError as error:
         print(error, file=sys.stderr)
@@ -145,8 +155,12 @@ def _run_coding(options: argparse.Namespace, slugs: Sequence[str], results: Path
     bench = coding.Workbench(open_network(options.model), task, cache=STATISTICS)
     seeds = options.seeds or ((0,) if options.quick else coding.SEEDS)
     for slug in slugs:
-        claim = import_module(f"claims.{CODING[slug]}").CLAIM
-        coding.run(claim, bench, results / f"{slug}.json", seeds=seeds, quick=options.quick)
+        out = results / f"{slug}.json"
+        if slug in OWN:
+            own = import_module(f"claims.{OWN[slug]}")
+            own.run(bench, out, seeds=seeds, quick=options.quick, cache=STATISTICS)
+        else:
+            coding.run(import_module(f"claims.{CODING[slug]}").CLAIM, bench, out, seeds=seeds, quick=options.quick)
 
 
 if __name__ == "__main__":

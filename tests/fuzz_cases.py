@@ -12,7 +12,7 @@ import numpy as np
 
 from isthmus.storage import blobs, entropy
 from isthmus.storage.blobs import pack, unpack
-from isthmus.storage.coded import Codebook, Coded, Outliers, Product, Uniform
+from isthmus.storage.coded import Codebook, Coded, Outliers, Product, Sum, Uniform
 
 Shape = tuple[int, int]
 Random = np.random.Generator
@@ -55,6 +55,7 @@ def seeds() -> list[Coded]:
     random = np.random.default_rng(0)
     places = np.array([0, 7, 300], dtype=np.int64)
     outliers = Outliers(places, np.array([1.5, -2, 0.25], dtype=np.float16))
+    across = uniform(random, 9, 80)
     product = Product(uniform(random, 14, 3), codebook(random, 3, 12, 2), outliers)
     return [
         uniform(random, 9, 40),
@@ -68,6 +69,8 @@ def seeds() -> list[Coded]:
         codebook(random, 10, 20, 2),
         codebook(random, 12, 40, 4, scaled=True),
         product,
+        Sum((codebook(random, 14, 12, 4, scaled=True), codebook(random, 14, 24, 2)), (), outliers),
+        Sum((codebook(random, 60, 10, 8), codebook(random, 60, 10, 8), codebook(random, 60, 20, 4)), across.scales[1:]),
         Product(uniform(random, 20, 4), uniform(random, 4, 70)),
     ]
 

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 
 from isthmus.bottlenecks.bits.bitnet import BitNet, median_ternary
 from isthmus.bottlenecks.bits.comq import Comq, rescaled, sweep, visits
-from isthmus.bottlenecks.bits.fake_quantize import fake_quantize
+from isthmus.bottlenecks.bits.fake_quantize import TERNARY, fake_quantize, paretoq_quantizer
 from isthmus.bottlenecks.bits.finequant import FineQuant, group_size
 from isthmus.bottlenecks.bits.floating import Fp6, fp6_codes, fp6_values, nearest_fp6, pack_4plus2, unpack_4plus2
 from isthmus.bottlenecks.bits.gptq import Gptq, damped, round_with_feedback
@@ -503,10 +503,10 @@ def test_fake_quantization_is_what_the_code_decodes_to(bits: float, fit: bool) -
     weight[3] = 0
     weight[4, 5] = 0
     coded = ParetoQ(fit=fit).code(weight, about(20, 33), Setting(bits))
-    scale = scale_of(coded.scales[0]) * (2 if bits == 2 else 1)
-    found = fake_quantize(torch.from_numpy(weight), torch.from_numpy(scale), bits)
+    quantizer = paretoq_quantizer(bits)
+    found = fake_quantize(torch.from_numpy(weight), torch.from_numpy(scale_of(coded.scales[0])), quantizer)
     np.testing.assert_array_equal(found.numpy(), decode(coded))
-    wide = fake_quantize(torch.linspace(-30, 30, 999)[None], torch.ones(1, 1), bits)
+    wide = fake_quantize(torch.linspace(-30, 30, 999)[None], torch.ones(1, 1), quantizer)
     assert len(wide.unique()) == {4: 16, 3: 8, 2: 4, 1.58: 3, 1: 2}[bits]
 
 
@@ -515,8 +515,8 @@ def test_stretched_levels_are_those_of_the_paper(bits: float, levels: int) -> No
     """The paper's scale takes in the largest magnitude; its levels are the middles of as many equal parts of that."""
     edge = 0.75
     weight = np.linspace(-edge, edge, 61, dtype=np.float32)[None] + np.float32(1e-4)
-    step = torch.tensor([[2 * edge / levels]])
-    found = fake_quantize(torch.from_numpy(weight), step, bits).numpy()
+    step = torch.tensor([[2 * edge / levels / (2 if bits == 2 else 1)]])  # odd integers are two scales apart
+    found = fake_quantize(torch.from_numpy(weight), step, paretoq_quantizer(bits)).numpy()
     middles = edge * (2 * np.arange(levels) + 1 - levels) / levels
     nearest = middles[np.abs(weight[0][:, None] - middles).argmin(1)]
     np.testing.assert_allclose(found[0], nearest, rtol=1e-6, atol=1e-9)
@@ -539,8 +539,8 @@ def test_gradients_are_straight_through_and_of_the_step_size(bits: float) -> Non
     weight = (torch.randn(5, 40, dtype=torch.float64) * 2).requires_grad_()
     scale = torch.tensor([[0.5], [1.0], [0.2], [3.0], [0.7]], dtype=torch.float64, requires_grad=True)
     slope = torch.randn(5, 40, dtype=torch.float64)
-    low, high = {4: (-8, 7), 3: (-4, 3), 2: (-2, 2), 1.58: (-1.5, 1.5), 1: (-1, 1)}[bits]
-    (fake_quantize(weight, scale, bits) * slope).sum().backward()
+    low, high = {4: (-8, 7), 3: (-4, 3), 2: (-4, 4), 1.58: (-1.5, 1.5), 1: (-1, 1)}[bits]
+    (fake_quantize(weight, scale, paretoq_quantizer(bits)) * slope).sum().backward()
     found = weight.grad.clone(), scale.grad.clone()
     weight.grad = scale.grad = None
     if bits == 1:
@@ -548,10 +548,10 @@ def test_gradients_are_straight_through_and_of_the_step_size(bits: float) -> Non
         by_weight = slope * (weight.abs() <= scale)
     else:
         scaled = (weight / scale).clamp(low, high)
-        level = (fake_quantize(weight, scale, bits) / scale).detach()
+        level = (fake_quantize(weight, scale, paretoq_quantizer(bits)) / scale).detach()
         ((scaled + (level - scaled).detach()) * scale * slope).sum().backward()
         by_weight, by_scale = weight.grad, scale.grad
-    largest = {2: 1.5, 1.58: 1, 1: 1}.get(bits, high)
+    largest = {2: 3, 1.58: 1, 1: 1}.get(bits, high)
     torch.testing.assert_close(found[0], by_weight.detach())
     torch.testing.assert_close(found[1], by_scale / (40 * largest) ** 0.5)
 
@@ -561,17 +561,27 @@ def test_the_gradient_of_the_scale_is_a_difference_where_weights_are_clipped(bit
     weight = torch.tensor([[30.0, -40.0, 25.0]], dtype=torch.float64)
     scale = torch.tensor([[1.3]], dtype=torch.float64, requires_grad=True)
     slope = torch.tensor([[0.3, -1.1, 2.0]], dtype=torch.float64)
-    (fake_quantize(weight, scale, bits) * slope).sum().backward()
-    ends = [(fake_quantize(weight, scale.detach() + step, bits) * slope).sum() for step in (1e-3, -1e-3)]
-    largest = {4: 7, 3: 3, 2: 1.5}.get(bits, 1)
+    quantizer = paretoq_quantizer(bits)
+    (fake_quantize(weight, scale, quantizer) * slope).sum().backward()
+    ends = [(fake_quantize(weight, scale.detach() + step, quantizer) * slope).sum() for step in (1e-3, -1e-3)]
+    largest = {4: 7, 3: 3, 2: 3}.get(bits, 1)
     assert scale.grad.item() == pytest.approx((ends[0] - ends[1]).item() / 2e-3 / (3 * largest) ** 0.5)
 
 
+def test_weights_beyond_the_ends_move_where_they_are_free() -> None:
+    weight = torch.tensor([[0.2, -1.4, 1.6, -9.0]], dtype=torch.float64, requires_grad=True)
+    for quantizer, expected in ((TERNARY, [1.0] * 4), (paretoq_quantizer(1.58), [1.0, 1.0, 0.0, 0.0])):
+        (gradient,) = torch.autograd.grad(fake_quantize(weight, torch.ones(1, 1), quantizer).sum(), weight)
+        assert gradient[0].tolist() == expected
+
+
 def test_scales_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(BadInput, match=r"scales of shape \[2, 1\]"):
-        fake_quantize(torch.ones(3, 4), torch.ones(2, 1), 4)
+    with pytest.raises(BadInput, match=r"scales of shape \[4, 1\] for weights of \[3, 4\]"):
+        fake_quantize(torch.ones(3, 4), torch.ones(4, 1), TERNARY)
+    with pytest.raises(BadInput, match=r"scales of shape \[1\]"):
+        fake_quantize(torch.ones(3, 4), torch.ones(1), TERNARY)
     with pytest.raises(BadInput, match="5 bits"):
-        fake_quantize(torch.ones(3, 4), torch.ones(3, 1), 5)
+        paretoq_quantizer(5)
 
 
 # BitNet

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from isthmus.bottlenecks.codebook import dimension, lr2vq, moves, vptq
+from isthmus.bottlenecks.codebook import dimension, lr2vq, moves, residual, vptq
 from isthmus.bottlenecks.codebook.kmeans import kmeans, nearest
 from isthmus.bottlenecks.codebook.lr2vq import LowDimensionalCodebook
 from isthmus.bottlenecks.codebook.plain import PlainCodebook
 from isthmus.bottlenecks.codebook.pv_tuning import PVRecipe, tune
+from isthmus.bottlenecks.codebook.residual import ResidualCodebook
 from isthmus.bottlenecks.codebook.vectors import entries_of
 from isthmus.bottlenecks.codebook.vptq import Vptq
 from isthmus.bottlenecks.coder import MatrixStatistics, Setting
 from isthmus.bottlenecks.feedback import feedback_factor
-from isthmus.errors import BadInput
+from isthmus.errors import BadArtifact, BadInput
 from isthmus.relevance.sensitivity import Sensitivity
 from isthmus.storage.blobs import pack, unpack
-from isthmus.storage.coded import Codebook, Outliers, Product, Uniform, decode, exponents_of
+from isthmus.storage.coded import Codebook, Outliers, Product, Sum, Uniform, decode, exponents_of
+from isthmus.storage.entropy import varint
 
-CODERS = [PlainCodebook(), Vptq(), LowDimensionalCodebook()]
+CODERS = [PlainCodebook(), Vptq(), ResidualCodebook(), LowDimensionalCodebook()]
 every_coder = pytest.mark.parametrize("coder", CODERS, ids=lambda coder: coder.name)
 
 
@@ -39,7 +43,7 @@ def statistics(rows: int = 128, columns: int = 96, seed: int = 1) -> MatrixStati
 
 def cost(coder: object, error: np.ndarray, known: MatrixStatistics) -> float:
     """Return what the coder promises to keep small."""
-    if isinstance(coder, Vptq):
+    if isinstance(coder, Vptq | ResidualCodebook):
         return float(np.sum((error @ known.moments) * error))
     if isinstance(coder, LowDimensionalCodebook):
         return float(known.sensitivity.rows @ error.astype(np.float64) ** 2 @ known.sensitivity.columns)
@@ -87,7 +91,7 @@ def test_odd_matrices(coder, shape):
     known = statistics(*shape)
     for setting in coder.settings(shape):
         assert shape[1] % setting.group == 0
-    setting = Setting(1, 1)
+    setting = Setting(2 if isinstance(coder, ResidualCodebook) else 1, 1)
     for weight in (matrix(*shape), np.zeros(shape, np.float32), np.full(shape, 1e-12, np.float32)):
         coded = coder.code(weight, known, setting)
         assert coded.shape == shape
@@ -215,6 +219,132 @@ def test_moments_that_do_not_fit_are_refused():
     known = statistics(128, 64)
     with pytest.raises(BadInput, match="moments of shape"):
         Vptq().code(matrix(), known, Setting(2, 4))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_pairs_are_the_nearest_of_all_and_a_narrow_beam_is_close(weighted):
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(0, 1, (300, 3)).astype(np.float32)
+    tables = rng.normal(0, 1, (7, 3)).astype(np.float32), rng.normal(0, 0.4, (11, 3)).astype(np.float32)
+    weights = rng.gamma(1, 1, (300, 3)).astype(np.float32) if weighted else None
+    mass = np.ones((300, 3)) if weights is None else weights.astype(np.float64)
+    sums = (tables[0].astype(np.float64)[:, None] + tables[1]).reshape(-1, 3)
+    exact = (mass[:, None] * (vectors[:, None] - sums) ** 2).sum(2)
+    labels, others = residual.nearest_pairs(vectors, tables, 7, weights)
+    np.testing.assert_array_equal(labels * 11 + others, exact.argmin(1))
+    labels, others = residual.nearest_pairs(vectors, tables, 2, weights)
+    alone = (mass[:, None] * (vectors[:, None] - tables[0]) ** 2).sum(2)
+    assert (np.sort(alone, 1)[:, 1] >= alone[np.arange(300), labels] - 1e-6).all()
+    left = (mass[:, None] * (vectors[:, None] - tables[0][labels][:, None] - tables[1]) ** 2).sum(2)
+    np.testing.assert_array_equal(others, left.argmin(1))
+
+
+def test_pairs_with_feedback_are_those_of_one_table_of_all_sums():
+    hessian = vptq.damped(statistics(4, 12).moments, 12, 0.01)
+    rng = np.random.default_rng(2)
+    weight = rng.normal(0, 1, (9, 12)).astype(np.float32)
+    first, second = (rng.normal(0, spread, (5, 3)).astype(np.float32) for spread in (1, 0.3))
+    factor = feedback_factor(hessian)
+    (labels, others), lost = residual.look_up(weight, (first, second), factor, 5)
+    expected, least = vptq.look_up(weight, (first[:, None] + second).reshape(-1, 3), factor)
+    np.testing.assert_array_equal(labels * 5 + others, expected)
+    assert lost == pytest.approx(least, rel=1e-6)
+
+
+def test_a_second_table_halves_the_error_and_turns_never_raise_it():
+    """With no pair left out of the search each half of a turn is the best that it can be."""
+    vectors = matrix(128, 64).reshape(-1, 8)
+    weights = np.random.default_rng(1).gamma(2, 1, vectors.shape).astype(np.float32)
+    table, labels = kmeans(vectors, 16, weights=weights)
+    losses = [float((weights * (vectors - table[labels]) ** 2).sum())]
+    for turns in (0, 1, 2, 4, 8):
+        tables = ResidualCodebook(turns=turns, beam=16)._fit(vectors, weights, 16, 0)
+        labels, others = residual.nearest_pairs(vectors, tables, 16, weights)
+        losses.append(float((weights * (vectors - tables[0][labels] - tables[1][others]) ** 2).sum()))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[1] < 0.8 * losses[0]
+    assert losses[-1] < 0.97 * losses[1]
+
+
+def test_long_vectors_in_two_tables_lose_less_than_short_ones_in_one():
+    """At as many bits of indices; one table of the longer vectors would have 4096 entries."""
+    weight, known = matrix(512, 128), statistics(512, 128)
+    two, one = (coder.code(weight, known, Setting(1.5, size)) for coder, size in ((ResidualCodebook(), 8), (Vptq(), 4)))
+    assert [part.tables.shape for part in two.parts] == [(1, 1, 64, 8)] * 2
+    assert cost(Vptq(), decode(two) - weight, known) < 0.96 * cost(Vptq(), decode(one) - weight, known)
+
+
+def test_an_embedding_has_two_tables_too_and_many_vectors_are_drawn_from(monkeypatch):
+    weight = matrix(512, 64)
+    known = MatrixStatistics(Sensitivity(np.ones(512), np.ones(64)))
+
+    def lost() -> float:
+        return float(((decode(ResidualCodebook().code(weight, known, Setting(1.5, 4))) - weight) ** 2).sum())
+
+    full = lost()
+    single = float(((decode(Vptq().code(weight, known, Setting(0.75, 4))) - weight) ** 2).sum())
+    assert full < 0.6 * single
+    monkeypatch.setattr(residual, "_FITTED", 2000)
+    assert lost() != full
+    assert lost() == pytest.approx(full, rel=0.05)
+
+
+def test_a_sum_is_its_parts_times_scales_and_what_no_file_may_hold_is_not_written():
+    rng = np.random.default_rng(0)
+
+    def part(size: int, columns: int = 12) -> Codebook:
+        table = rng.normal(0, 1, (1, 1, 5, size)).astype(np.float16)
+        return Codebook(table, rng.integers(0, 5, (6, columns // size)).astype(np.int32))
+
+    grid = rng.integers(-20, 20, (6, 1)).astype(np.int32)
+    outliers = Outliers(np.array([1, 30]), np.array([5.0, -5.0], np.float16))
+    coded = Sum((part(4), part(2), part(4)), (grid,), outliers)
+    expected = sum(one.tables[0, 0].astype(np.float64)[one.indices].reshape(6, 12) for one in coded.parts)
+    expected = expected * 2.0 ** (grid / 16)
+    expected.flat[[1, 30]] = 5, -5
+    np.testing.assert_allclose(decode(coded), expected, rtol=1e-6, atol=1e-6)
+    again = unpack(pack(coded), (6, 12))
+    assert isinstance(again, Sum)
+    np.testing.assert_array_equal(decode(again), decode(coded))
+    integers = Uniform(np.ones((6, 12), np.int32), (np.zeros((1, 1), np.int32),))
+    for parts in ((part(4),), (part(4),) * 5, (part(4), part(4, 8)), (integers, integers, part(4))):
+        with pytest.raises(ValueError, match="cannot be coded as a sum"):
+            pack(Sum(parts))
+
+
+def test_sums_in_sums_and_more_integers_than_weights_are_refused():
+    table = np.zeros((1, 1, 2, 2), np.float16)
+    part = Codebook(table, np.zeros((4, 3), np.int32))
+    integers = Uniform(np.ones((4, 6), np.int32), (np.zeros((1, 1), np.int32),))
+
+    def sealed(body: bytes) -> bytes:
+        return body + struct.pack("<I", zlib.crc32(body))
+
+    def sum_of(*blobs: bytes) -> bytes:
+        return sealed(bytes([1, 3, len(blobs)]) + b"".join(varint(len(blob)) + blob for blob in blobs) + b"\0\0")
+
+    own, inner = pack(part), pack(Sum((part, part)))
+    assert sum_of(own, own) == inner
+    assert isinstance(unpack(sum_of(own, own), (4, 6)), Sum)
+    for blobs in (
+        (own, inner),
+        (own,),
+        (own,) * 5,
+        (pack(integers), pack(integers), own),
+        (own, pack(Product(part, part))),
+    ):
+        with pytest.raises(BadArtifact, match="truncated or damaged"):
+            unpack(sum_of(*blobs), (4, 6))
+
+
+@pytest.mark.parametrize("entries", [8, 16, 23, 32, 256])
+def test_indices_take_what_their_entropy_says(entries):
+    """Also where the last entry is as frequent as any: it is no number beyond a bound."""
+    indices = np.random.default_rng(0).integers(0, entries, (256, 96)).astype(np.int32)
+    shares = np.bincount(indices.ravel()) / indices.size
+    bound = -(shares * np.log2(shares)).sum() * indices.size / 8
+    held = len(pack(Codebook(np.zeros((1, 1, entries, 1), np.float16), indices)))
+    assert bound < held - 2 * entries < 1.01 * bound + 1.5 * entries
 
 
 def test_predicted_error_of_gaussians():
@@ -364,6 +494,24 @@ def test_tuning_beats_the_best_table_for_the_codes_as_given():
     assert tuned.losses[-1] < float((best**2).sum()) < tuned.losses[0]
 
 
+def test_codes_are_found_however_short_the_first_step_is():
+    """A loss that is near zero where it starts promises a short step: too short for any code to be reached."""
+    target = matrix(16, 8)
+    coded = PlainCodebook(rounds=1).code(target + matrix(16, 8, seed=7), statistics(16, 8), Setting(2, 2))
+    first = squared(target)({"w": decode(coded)})[0]
+
+    def oracle(held):
+        loss, slopes = squared(target)(held)
+        return loss - 0.99 * first, slopes
+
+    tuned = tune({"w": coded}, oracle, PVRecipe(rounds=1, share=0.1))
+    changed = int((tuned.codes["w"].indices != coded.indices).sum())
+    assert 0 < changed <= int(0.1 * coded.indices.size)
+    tables_only = tune({"w": coded}, oracle, PVRecipe(rounds=1, share=0.0))
+    np.testing.assert_array_equal(tables_only.codes["w"].indices, coded.indices)
+    assert tuned.losses[-1] < tables_only.losses[-1] < tuned.losses[0]
+
+
 def test_scales_and_integers_are_tuned_and_outliers_stay():
     rng = np.random.default_rng(0)
     integers = rng.integers(-3, 4, (12, 10)).astype(np.int32)
@@ -409,6 +557,8 @@ def test_what_cannot_be_tuned_is_refused():
     other = Uniform(np.ones((2, 4), np.int32), (np.zeros((1, 1), np.int32),))
     with pytest.raises(BadInput, match="tune each factor"):
         tune({"w": Product(factor, other)}, squared(np.zeros((4, 4))))
+    with pytest.raises(BadInput, match="tune each factor or part"):
+        tune({"w": Sum((factor, factor))}, squared(np.zeros((4, 2))))
     with pytest.raises(BadInput, match="not finite"):
         tune({"w": factor}, lambda held: (float("nan"), {"w": held["w"]}))
     at_rest = tune({"w": factor}, squared(np.ones((4, 2), np.float32)))

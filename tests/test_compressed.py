@@ -12,14 +12,25 @@ from safetensors.torch import load_file
 from torch import nn
 
 import networks
+from isthmus.bottlenecks.bits.comq import Comq
+from isthmus.bottlenecks.bits.finequant import FineQuant
+from isthmus.bottlenecks.bits.gptq import Gptq
+from isthmus.bottlenecks.coder import MatrixStatistics, Setting
+from isthmus.cli.main import main
 from isthmus.errors import BadInput
-from isthmus.export.compressed import pack_words, round_to_nearest, write_compressed_tensors
+from isthmus.export.compressed import write_compressed_tensors
+from isthmus.export.integers import own_integers, pack_words, round_to_nearest, shared_group
 from isthmus.network import embed
+from isthmus.relevance.sensitivity import Sensitivity
 from isthmus.sites.discovery import discover
 from isthmus.sites.surgery import narrow_model
+from isthmus.storage.artifact import save_artifact
+from isthmus.storage.blobs import pack
 from isthmus.storage.coded import Uniform, decode, scale_of
 from isthmus.storage.holders import with_codes
+from isthmus.storage.opening import open as open_network
 from narrowed import narrowed
+from small import write_network
 
 TEXTS = ["two wide strips of land", "water between", "a bridge", "walk over the narrow row of the water be"]
 FAMILIES = ["bert", "distilbert", "mpnet", "electra", "modernbert-classifier"]
@@ -246,3 +257,87 @@ def test_bad_options_leave_nothing(tmp_path):
     (tmp_path / "full" / "file").touch()
     with pytest.raises(BadInput, match="not empty"):
         write_compressed_tensors(replace(network), tmp_path / "full")
+
+
+def rows_of(weight, coder, setting):
+    """The code of a matrix by its weights alone."""
+    plain = MatrixStatistics(Sensitivity(np.ones(weight.shape[0]), np.ones(weight.shape[1])))
+    return coder.code(weight, plain, setting)
+
+
+@pytest.mark.parametrize(("coder", "group"), [(FineQuant(), 16), (FineQuant(), 0), (Gptq(), 16), (Comq(), 0)])
+def test_a_narrowed_artifact_keeps_its_integers_and_opens_plainly(coder, group, tmp_path, capsys):
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModel
+
+    network = networks.worded("bert")
+    sites = discover(network)
+    kept = {site.name: list(range(32)) for site in sites if site.kind == "neurons"} | {"layers": [0, 2]}
+    small = network.with_model(narrow_model(network.model, sites, kept))
+    setting = Setting(4, group)
+    codes = {
+        f"{name}.weight": rows_of(module.weight.detach().numpy(), coder, setting)
+        for name, module in widths(small.model).items()
+    }
+    save_artifact(with_codes(small, codes), tmp_path / "artifact", {})
+    assert main(["export", str(tmp_path / "artifact"), "-o", str(tmp_path / "out"), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert set(made["taken"]) == set(widths(small.model))
+    assert made["rounded"] == made["kept"] == []
+    assert made["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    scheme = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    assert (scheme["strategy"], scheme["group_size"]) == (("group", 16) if group else ("channel", None))
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    for name, code in codes.items():
+        packed = tensors[f"{name}_packed"].numpy()
+        np.testing.assert_array_equal(packed, pack_words(code.integers, 4))
+    opened = network.with_model(AutoModel.from_pretrained(tmp_path / "out", dtype="float32").eval())
+    expected = embed(open_network(tmp_path / "artifact"), TEXTS)
+    # Scales are halves in the file: 2^-11 of each.
+    np.testing.assert_allclose(embed(opened, TEXTS), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("columns", "blocks", "expected"),
+    [((64, 96), (1, 1), 0), ((64, 96), (1, 3), 32), ((64, 64), (4, 1), 16), ((64, 64), (64, 64), None), ((), (), None)],
+)
+def test_the_group_is_the_largest_that_holds_every_code(columns, blocks, expected):
+    generator = np.random.default_rng(0)
+    codes = [
+        (pack(Uniform(generator.integers(-8, 8, (4, c), dtype=np.int32), (np.zeros((4, b), np.int32),))), (4, c))
+        for c, b in zip(columns, blocks, strict=True)
+    ]
+    assert shared_group(codes, 4) == expected
+    beyond = pack(Uniform(np.full((4, 64), 8, np.int32), (np.zeros((4, 1), np.int32),)))
+    assert shared_group([*codes, (beyond, (4, 64))], 4) == expected
+    if expected is not None:
+        assert all(own_integers(code, shape, 4, expected) is not None for code, shape in codes)
+
+
+def test_the_command_refuses_bad_input_in_one_line_before_it_opens_anything(tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for out, options, words in (
+        ("new", ["--layout", "compressed-tensor"], "did you mean compressed-tensors?"),
+        ("new", ["--bits", "5"], "give one of these"),
+        ("new", ["--bits", "four"], "--bits"),
+        ("new", ["--group", "-3"], "0 for a scale a row"),
+        ("full", [], "not empty"),
+        ("new", [], "neither a folder"),
+    ):
+        assert main(["export", str(tmp_path / "nothing"), "-o", str(tmp_path / out), *options]) == 2
+        printed, errors = capsys.readouterr()
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert printed == ""
+        assert len(lines) == 1
+        assert words in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_what_is_printed_counts_the_matrices(tmp_path, capsys):
+    place = write_network(tmp_path / "tiny")
+    assert main(["export", str(place), "--bits", "8", "--group", "32", "-o", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    # The feed-forward layers have 48 inputs to their second map, which 32 does not divide: one in each of 3 layers.
+    assert "of 19 linear maps 0 keep the integers of their codes, 16 were rounded to 8 bits, 3 stay" in out

@@ -72,6 +72,20 @@ def test_the_same_seed_gives_the_same_file(place: Path) -> None:
     assert (place / "one" / "model.safetensors").read_bytes() == (place / "two" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("codes", ["deepcabac", "vptq", "residual-codebook,deepcabac"])
+def test_training_never_ends_worse_than_it_began(place: Path, codes: str) -> None:
+    assert main([*ORDER, "--to", "bytes=14%", "--codes", codes, "-o", "made"]) == 0
+    assert weight_bytes("made") <= 0.14 * weight_bytes("tiny")
+    record = json.loads((place / "made" / "isthmus.json").read_text())
+    nats = record["measurements"]["distortion"]
+    assert nats["measured_after_recovery"] <= nats["measured_before_recovery"]
+    tuned = [curve for curve in record["curves"] if curve["name"] == "tuned codes: divergence"]
+    assert bool(tuned) == (codes != "deepcabac"), "codes that are looked up are tuned"
+    for curve in tuned:
+        losses = [loss for _, loss in curve["points"]]
+        assert losses == sorted(losses, reverse=True)
+
+
 def test_a_plan_with_codes_replays(place: Path) -> None:
     task = ["--task", "text:text.txt", "--method", "fisher", "--quiet"]
     assert main(["plan", "tiny", *task, "--to", "bytes=13%", "-o", "plan.json"]) == 0

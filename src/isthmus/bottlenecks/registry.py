@@ -17,10 +17,12 @@ from isthmus.bottlenecks.bits.rate_distortion import DeepCabac
 from isthmus.bottlenecks.bits.squeezellm import SqueezeLlm
 from isthmus.bottlenecks.codebook.lr2vq import LowDimensionalCodebook
 from isthmus.bottlenecks.codebook.plain import PlainCodebook
+from isthmus.bottlenecks.codebook.residual import ResidualCodebook
 from isthmus.bottlenecks.codebook.vptq import Vptq
 from isthmus.bottlenecks.coder import Coder
 from isthmus.bottlenecks.rank.alds import Alds
 from isthmus.bottlenecks.rank.factors import LowRank
+from isthmus.bottlenecks.rank.maestro import Maestro
 from isthmus.errors import unknown
 
 CODERS: dict[str, Callable[[], Coder]] = {
@@ -35,9 +37,11 @@ CODERS: dict[str, Callable[[], Coder]] = {
     "bitnet": BitNet,
     "codebook": PlainCodebook,
     "vptq": Vptq,
+    "residual-codebook": ResidualCodebook,
     "lr2vq": LowDimensionalCodebook,
     "low-rank": LowRank,
     "alds": Alds,
+    "maestro": Maestro,
 }
 CODERS.update({point.name: point.load() for point in entry_points(group="isthmus.coders")})
 

@@ -257,6 +257,38 @@ def load(
 
 
 @app.command()
+def export(
+    model: options.Model,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where the exported network goes.")],
+    layout: Annotated[
+        str, typer.Option("--layout", metavar="NAME", help="What other programs read: compressed-tensors.")
+    ] = "compressed-tensors",
+    bits: Annotated[int, typer.Option("--bits", metavar="4|8", help="Of the integers.")] = 4,
+    group: Annotated[
+        int | None,
+        typer.Option(
+            "--group",
+            metavar="COLUMNS",
+            help="Columns that share a scale; 0: a whole row.",
+            show_default="that of MODEL's codes, or 32 for 4 bits and a row for 8",
+        ),
+    ] = None,
+    json_: options.Json = False,
+) -> None:
+    """Write a network's linear maps as integers of 4 or 8 bits, as transformers and vLLM read them."""
+    from isthmus.cli import tables
+    from isthmus.flow.exporting import check_export
+    from isthmus.flow.exporting import export as write_export
+
+    check_export(out, layout, bits, group)
+    made = write_export(_open(model), out, layout=layout, bits=bits, group=group)
+    if json_:
+        print_text(json.dumps(made, indent=1))
+    else:
+        tables.show_export(made, model)
+
+
+@app.command()
 def methods(json_: options.Json = False) -> None:
     """List the methods: what each is, what it narrows, and whether its claim held here."""
     from isthmus.cli import tables

@@ -194,6 +194,16 @@ def show_delta(made: Mapping[str, Any], base: str) -> None:
     print(f"open it as {base}+{made['file']}")
 
 
+def show_export(made: Mapping[str, Any], model: str) -> None:
+    """Print what an exported folder takes, and where its integers come from."""
+    taken, rounded, kept = (len(made[how]) for how in ("taken", "rounded", "kept"))
+    print(
+        f"{made['folder']}: {si(made['bytes'], 'B')}, {percent(made['share'])} of the weight file of {model}; of "
+        f"{taken + rounded + kept} linear maps {taken} keep the integers of their codes, {rounded} were rounded to "
+        f"{made['bits']} bits, {kept} stay in floating point"
+    )
+
+
 def show_loaded(network: Network, folder: Path | None) -> None:
     """Print what was opened, and where it was written."""
     parameters = sum(parameter.numel() for parameter in network.model.parameters())

@@ -18,28 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from isthmus.errors import BadInput, UnsupportedNetwork
+from isthmus.errors import BadInput
+from isthmus.export.integers import Floats, own_integers, pack_words, round_to_nearest, shared_group
+from isthmus.export.plain import plain_model
 from isthmus.network import Network
 from isthmus.storage.artifact import check_output
-from isthmus.storage.blobs import unpack
-from isthmus.storage.coded import Uniform, scale_of, stretch
 from isthmus.storage.files import writing
-from isthmus.storage.narrowing import built
 from isthmus.storage.sentences import write_sentence_files
 from isthmus.storage.weights import WEIGHTS_FILE, check_weights
 
-Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int32]
-
-WORD = 32
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_SHRINK = np.linspace(0.6, 1.1, 26)
-"""Scales that are tried, as shares of the one at which the largest weight takes the largest integer."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +73,9 @@ def write_compressed_tensors(
         Does not exist yet, or is empty.
     bits : {4, 8}
     group : int, optional
-        Columns that share a scale; 0 for a scale a row. By default 32 columns for 4 bits and a row for 8. Matrices
-        whose columns it does not divide stay in floating point.
+        Columns that share a scale; 0 for a scale a row. By default the most with which every code that fits is written
+        as it is; without such a code 32 for 4 bits and a row for 8. Matrices whose columns it does not divide stay in
+        floating point.
     dtype : {"float16", "bfloat16", "float32"}
         Of the scales and of all that is not packed, embeddings among it.
 
@@ -99,7 +91,7 @@ def write_compressed_tensors(
     IsthmusError
         If the disk is full.
     """
-    size = _check_options(bits, group, dtype)
+    check_options(bits, group, dtype)
     path = Path(folder)
     check_output(path)
     check_weights(network.model.state_dict(), network.name)
@@ -109,6 +101,7 @@ def write_compressed_tensors(
         with writing(path):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            size = _default_group(network, bits) if group is None else group
             written = _write_network(network, model, partial, path, (bits, size), DTYPES[dtype])
             if path.exists():
                 path.rmdir()
@@ -119,14 +112,28 @@ def write_compressed_tensors(
     return written
 
 
-def _check_options(bits: int, group: int | None, dtype: str) -> int:
+def check_options(bits: int, group: int | None = None, dtype: str = "float16") -> None:
+    """Check the options of `write_compressed_tensors` before any work.
+
+    Raises
+    ------
+    BadInput
+        If one of them cannot be used.
+    """
     if bits not in (4, 8):
         raise BadInput(f"bits {bits}: the layout is read with 4 or 8; give one of these")
     if group is not None and group < 0:
         raise BadInput(f"group {group}: is no number of columns; give for example 32, or 0 for a scale a row")
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: is none of {', '.join(DTYPES)}; give one of these")
-    return (32 if bits == 4 else 0) if group is None else group
+
+
+def _default_group(network: Network, bits: int) -> int:
+    named = [(f"{name}.weight", module) for name, module in network.model.named_modules()]
+    linear = {name: module for name, module in named if isinstance(module, nn.Linear) and name in network.codes}
+    shapes = ((network.codes[name], (module.out_features, module.in_features)) for name, module in linear.items())
+    shared = shared_group(shapes, bits)
+    return (32 if bits == 4 else 0) if shared is None else shared
 
 
 def _write_network(
@@ -158,16 +165,21 @@ def _write_network(
     }
     config.pop("_name_or_path", None)
     (place / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    if network.tokenizer is not None:
-        tokenizer = copy.deepcopy(network.tokenizer)
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # the settings of its last call are none of the network's
-            backend.no_padding()
-            backend.no_truncation()
-        tokenizer.save_pretrained(place)
+    _write_tokenizer(network, place)
     write_sentence_files(network, place)
     names = {how: tuple(found) for how, found in written.items()}
     return CompressedTensors(path, (place / WEIGHTS_FILE).stat().st_size, **names)
+
+
+def _write_tokenizer(network: Network, place: Path) -> None:
+    if network.tokenizer is None:
+        return
+    tokenizer = copy.deepcopy(network.tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # the settings of its last call are none of the network's
+        backend.no_padding()
+        backend.no_truncation()
+    tokenizer.save_pretrained(place)
 
 
 def quantization_config(bits: int, group: int, ignore: list[str]) -> dict[str, Any]:
@@ -203,7 +215,7 @@ def _pack_matrix(
     weight: Floats, code: bytes | None, layout: tuple[int, int], dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], str]:
     """Return the tensors that stand for a matrix, and whether its own code was taken."""
-    found = None if code is None else _from_code(code, weight.shape, *layout)
+    found = None if code is None else own_integers(code, (weight.shape[0], weight.shape[1]), *layout)
     if found is None:
         how, (integers, scales) = "rounded", round_to_nearest(weight, *layout, dtype)
     else:
@@ -216,79 +228,6 @@ def _pack_matrix(
     return tensors, how
 
 
-def round_to_nearest(weight: Floats, bits: int, group: int, dtype: torch.dtype) -> tuple[Integers, Floats]:
-    """Round a matrix with the scales of least squared error.
-
-    Parameters
-    ----------
-    weight : ndarray of float32, shape ``(rows, columns)``
-    bits, group : int
-        As for `write_compressed_tensors`; the group divides the columns.
-    dtype : torch.dtype
-        Scales are rounded to it before the integers are chosen.
-
-    Returns
-    -------
-    integers : ndarray of int32, shape ``(rows, columns)``
-        From ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``.
-    scales : ndarray of float32, shape ``(rows, columns / group)``, or ``(rows, 1)`` for a group of 0
-    """
-    rows, columns = weight.shape
-    half = 1 << (bits - 1)
-    grouped = weight.reshape(rows, -1, group or columns)
-    largest = np.abs(grouped).max(-1, keepdims=True) / (half - 1)
-    scales = best = np.zeros_like(largest)
-    for share in _SHRINK:
-        # Between the smallest normal number and nothing, halves lose their digits.
-        trial = torch.from_numpy((share * largest).astype(np.float32)).clamp(min=torch.finfo(dtype).tiny)
-        tried: Floats = trial.to(dtype).float().numpy()
-        integers = np.clip(np.rint(grouped / tried), -half, half - 1)
-        error = ((integers * tried - grouped) ** 2).sum(-1, keepdims=True)
-        better = (error < best) | (scales == 0)
-        scales, best = np.where(better, tried, scales), np.where(better, error, best)
-    integers = np.clip(np.rint(grouped / scales), -half, half - 1).astype(np.int32)
-    return integers.reshape(rows, columns), scales[..., 0]
-
-
-def pack_words(integers: Integers, bits: int) -> Integers:
-    """Put the integers of each row side by side in words of 32 bits, the first in the lowest bits.
-
-    Parameters
-    ----------
-    integers : ndarray of int32, shape ``(rows, columns)``
-        From ``-2**(bits - 1)``, which is stored as 0.
-    bits : {4, 8}
-
-    Returns
-    -------
-    ndarray of int32, shape ``(rows, ceil(columns * bits / 32))``
-        What is left of the last word is 0.
-    """
-    rows, columns = integers.shape
-    held = WORD // bits
-    stored = (integers + (1 << (bits - 1))).astype(np.uint32)
-    filled = np.pad(stored, ((0, 0), (0, -columns % held))).reshape(rows, -1, held)
-    shifts = np.arange(held, dtype=np.uint32) * np.uint32(bits)
-    words: Integers = np.bitwise_or.reduce(filled << shifts, axis=-1).view(np.int32)
-    return words
-
-
-def _from_code(code: bytes, shape: tuple[int, ...], bits: int, group: int) -> tuple[Integers, Floats] | None:
-    """Return a code's own integers and scales, or None where the layout cannot hold them."""
-    rows, columns = shape
-    coded = unpack(code, (rows, columns))
-    if not isinstance(coded, Uniform) or coded.zeros is not None or coded.outliers is not None:
-        return None
-    half = 1 << (bits - 1)
-    if coded.integers.min() < -half or coded.integers.max() >= half:
-        return None
-    scales = np.ones(coded.shape, dtype=np.float32)
-    for grid in coded.scales:
-        scales *= stretch(scale_of(grid), coded.shape)
-    grouped = scales.reshape(rows, -1, group or columns)
-    return (coded.integers, grouped[..., 0]) if (grouped == grouped[..., :1]).all() else None
-
-
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
@@ -296,52 +235,3 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not cast.isfinite().all():
         raise BadInput(f"{name}: holds numbers too large for {str(dtype).removeprefix('torch.')}; give dtype bfloat16")
     return cast.contiguous()
-
-
-def plain_model(network: Network) -> Any:
-    """Return the model around a config of its own that says its shape, so that transformers can build it unaided.
-
-    Raises
-    ------
-    BadInput
-        If no config can: it was narrowed by another share at another place, or by heads without width.
-    """
-    model: Any = copy.copy(network.model)  # the same modules and weights; only the config is another
-    model.config = copy.deepcopy(network.model.config)
-    try:
-        if _shape(built(model)) != _shape(model):
-            _say_shape(network, model.config)
-        fits = _shape(built(model)) == _shape(model)
-    except (UnsupportedNetwork, ValueError):
-        fits = False
-    if not fits:
-        raise BadInput(
-            f"network {network.name}: is narrowed unevenly, which config.json cannot say to other programs; "
-            "give the original, or one narrowed by the same at every layer"
-        )
-    return model
-
-
-def _shape(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, int]]:
-    """Return the shapes of a model's parameters and the whole numbers of its modules, save the places of layers."""
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
-    numbers = {
-        f"{path}.{name}": value
-        for path, module in model.named_modules()
-        for name, value in vars(module).items()
-        if type(value) is int and name != "layer_idx"
-    }
-    return shapes, numbers
-
-
-def _say_shape(network: Network, config: Any) -> None:
-    from isthmus.sites.discovery import discover
-
-    neurons = "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
-    fields = {"width": "hidden_size", "heads": "num_attention_heads", "neurons": neurons, "layers": "num_hidden_layers"}
-    for site in discover(network):
-        field = "embedding_size" if site.name == "embedding_width" else fields.get(site.kind)
-        if field is not None:  # where layers differ, the last one's size stands and is found not to fit
-            setattr(config, field, site.units)
-    model: Any = network.model
-    config.vocab_size = int(model.get_input_embeddings().weight.shape[0])

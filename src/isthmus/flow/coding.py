@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from isthmus.allocation.joint import Joint, choose, search
+from isthmus.bottlenecks.bits.fake_quantize import TERNARY, Quantizer, paretoq_quantizer
 from isthmus.bottlenecks.coder import Coder, MatrixStatistics, Setting
 from isthmus.bottlenecks.curves import COARSEST, FINEST, Curves, coded_matrices, measure_curves
 from isthmus.bottlenecks.registry import coder as coder_named
@@ -37,6 +38,9 @@ CLOSE = 0.003
 TRIES = 8
 FRONTIER = 12
 """Budgets at which the frontier is shown."""
+
+LEARNED: Mapping[str, Callable[[float], Quantizer]] = {"paretoq": paretoq_quantizer, "bitnet": lambda bits: TERNARY}
+"""Coders whose scales are trained with the weights, with the quantizer of each at so many bits."""
 
 Codes = dict[str, Coded]
 
@@ -197,9 +201,9 @@ def fit_settings(
         return codes, file_bytes(student, codes)
 
     weights = sum(
-        student.model.get_parameter(coding.parameter).numel() for coding in codings if _continuous(coding.coder)
+        student.model.get_parameter(coding.parameter).numel() for coding in codings if takes_any_bits(coding.coder)
     )
-    codes, shift = _fit(at, limit, 8.0 / max(weights, 1), progress)
+    codes, shift = _fit(at, limit, 8.0 / max(weights, 1), progress, tries=TRIES if weights else 1)
     made = []
     for coding in codings:
         moved = _moved(coding, shift)
@@ -207,33 +211,57 @@ def fit_settings(
     return codes, tuple(made)
 
 
-def fit_scales(student: Network, codes: Codes, limit: float, progress: Progress = silent) -> Codes:
+def quantizers_of(codings: Sequence[Coding]) -> dict[str, Quantizer]:
+    """Return the quantizers of those matrices whose scales are trained, by name of the parameter."""
+    return {coding.parameter: LEARNED[coding.coder](coding.bits) for coding in codings if coding.coder in LEARNED}
+
+
+def fit_scales(
+    student: Network,
+    codes: Codes,
+    limit: float,
+    progress: Progress = silent,
+    *,
+    quantizers: Mapping[str, Quantizer] | None = None,
+) -> Codes:
     """Code a trained network on the grids that it was trained on, all made coarser together until the file just fits.
+
+    Parameters
+    ----------
+    limit : float
+        Bytes.
+    quantizers : mapping of str to Quantizer, optional
+        Of those grids whose levels are bounded. They are made coarser where they must be, and never finer.
 
     Raises
     ------
     UnreachableBudget
         If it does not fit at grids eight times as coarse.
     """
+    bounded = quantizers or {}
     weights = sum(code.integers.size for code in codes.values() if isinstance(code, Uniform))
 
     def at(shift: float) -> tuple[Codes, int]:
-        moved = {name: rounded_anew(student, name, code, shift) for name, code in codes.items()}
+        moved = {name: rounded_anew(student, name, code, shift, bounded.get(name)) for name, code in codes.items()}
         return moved, file_bytes(student, moved)
 
+    if not any(isinstance(code, Uniform) and name not in bounded for name, code in codes.items()):
+        made, size = at(0.0)  # nothing becomes finer, so there is nothing to search where it fits
+        if size <= limit:
+            return made
     return _fit(at, limit, 8.0 / max(weights, 1), progress)[0]
 
 
 def _fit(
-    at: Callable[[float], tuple[Codes, int]], limit: float, slope: float, progress: Progress
+    at: Callable[[float], tuple[Codes, int]], limit: float, slope: float, progress: Progress, *, tries: int = TRIES
 ) -> tuple[Codes, float]:
     """Search the shift, in bits a weight, at which the file is within `CLOSE` of the limit, from below."""
     low, high = -3.0, float("inf")  # a shift that fits, and one that does not
     best: tuple[Codes, int, float] | None = None
     shift = 0.0
-    for attempt in range(TRIES):
+    for attempt in range(tries):
         codes, size = at(shift)
-        progress("fit", attempt + 1, TRIES, f"{size / 1e6:.3f} MB")
+        progress("fit", attempt + 1, tries, f"{size / 1e6:.3f} MB")
         if size <= limit:
             low = max(low, shift)
             if best is None or size > best[1]:
@@ -247,7 +275,7 @@ def _fit(
         shift = shift + step
         if not low < shift < high:
             shift = (max(low, shift - 1.0) + high) / 2 if np.isfinite(high) else FINEST
-    progress("fit", TRIES, TRIES)
+    progress("fit", tries, tries)
     if best is None:
         raise UnreachableBudget(
             f"bytes={limit / 1e6:.2f}MB: the codes take {size / 1e6:.2f} MB at their coarsest; "
@@ -281,17 +309,25 @@ def file_bytes(student: Network, codes: Mapping[str, Coded]) -> int:
     return predicted_bytes(shapes)
 
 
-def rounded_anew(student: Network, name: str, code: Coded, shift: float) -> Coded:
-    """Return the code of a matrix as it is now, on the grid of an earlier code made ``shift`` bits finer."""
+def rounded_anew(student: Network, name: str, code: Coded, shift: float, quantizer: Quantizer | None = None) -> Coded:
+    """Return the code of a matrix as it is now, on the grid of an earlier code made ``shift`` bits finer.
+
+    Parameters
+    ----------
+    quantizer : Quantizer, optional
+        Bounds the levels; where they are bounded, a grid becomes coarser only.
+    """
     if not isinstance(code, Uniform):
         return code
     first, *others = code.scales
-    scales = (coarser(first, -shift), *others)
+    scales = (coarser(first, -shift if quantizer is None else max(-shift, 0.0)), *others)
     exact = student.model.get_parameter(name).detach().numpy().copy()
     for grid in scales:
         exact /= stretch(scale_of(grid), code.shape)
     if code.zeros is not None:
         exact -= stretch(code.zeros, code.shape)
+    if quantizer is not None:
+        exact = quantizer.nearest(torch.from_numpy(exact)).numpy()
     # Where a grid is far finer than its weights, integers would be larger than float32 can tell apart.
     integers = np.rint(np.clip(exact, -MOST, MOST)).astype(np.int32)
     return replace(code, integers=integers, scales=scales)
@@ -307,11 +343,12 @@ def coarser(exponents: Integers, octaves: float) -> Integers:
     return np.asarray(exponents + whole + more, dtype=np.int32)
 
 
-def _continuous(name: str) -> bool:
+def takes_any_bits(name: str) -> bool:
+    """Return whether a coder takes any number of bits, so that its codes can be fitted to the byte."""
     return bool(getattr(coder_named(name), "continuous", False))
 
 
 def _moved(coding: Coding, shift: float) -> Coding:
-    if not _continuous(coding.coder):
+    if not takes_any_bits(coding.coder):
         return coding
     return coding.model_copy(update={"bits": float(np.clip(coding.bits + shift, COARSEST / 2, FINEST))})

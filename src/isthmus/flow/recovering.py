@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from isthmus.budget import parse_budget
-from isthmus.flow.coding import code_matrices, fit_scales, fit_settings, student_statistics
+from isthmus.errors import UnreachableBudget
+from isthmus.flow.coding import (
+    code_matrices,
+    file_bytes,
+    fit_scales,
+    fit_settings,
+    quantizers_of,
+    student_statistics,
+    takes_any_bits,
+)
 from isthmus.flow.efforts import coding_recipe, most_steps, recipe_for, step_seconds, steps_within, with_steps
 from isthmus.flow.order import Order
 from isthmus.flow.planning import Planned, kept_of
@@ -20,8 +29,9 @@ from isthmus.plan import Plan
 from isthmus.progress import Progress, silent
 from isthmus.recovery.batches import TextBatches
 from isthmus.recovery.recipe import Recipe
-from isthmus.recovery.straight import straight_through
+from isthmus.recovery.straight import straight_through, trained_codes
 from isthmus.recovery.train import Recovered, recover
+from isthmus.recovery.tuned_codes import tune_codes
 from isthmus.relevance.probe import measure_network
 from isthmus.storage.coded import Coded
 from isthmus.storage.holders import with_codes
@@ -31,6 +41,8 @@ VERIFY_SECONDS = 60.0
 """Kept free at the end of ``--time`` for exporting and measuring."""
 GROWTH = 0.01
 """Weights that are trained on a grid spread a little, and with them their entropy: so much of the budget is kept."""
+ROUNDS = {"faster": 10, "fast": 40, "full": 120}
+"""Rounds of tuning codes that are looked up, by effort."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +87,23 @@ def recover_stage(
         codes = _codes(study, plan, student, GROWTH if order.effort != "none" else 0.0, progress)
         if order.effort != "none":
             coding = from_main(lambda: _coding_recipe(study, order, plan, student, stages, started, progress))
-            with straight_through(student.model, codes):
+            quantizers = quantizers_of(plan.codings)
+            with straight_through(student.model, codes, quantizers) as grids:
                 done = _train(study, order, plan, student, coding, stages, "codes", progress)
+                codes = trained_codes(codes, grids)
             student, coding = done.network, replace(coding, steps=done.steps)
             curves += _curves("codes", done)
-            codes = fit_scales(student, codes, _limit(plan), progress)
+            codes = fit_scales(student, codes, _limit(plan), progress, quantizers=quantizers)
+            codes, losses = _tuned(study, order, student, codes, _limit(plan), progress)
+            curves += losses
         student = with_codes(student, codes)
+    after = measure_network(study.probe, student)
+    if plan.codings and after > before:  # a network that lost next to nothing can be spoilt by fitting it once more
+        student, after = _coded_at_once(study, plan, cut(study, kept)), before
     distortion = {
         "predicted": plan.distortion,
         "measured_before_recovery": before,
-        "measured_after_recovery": measure_network(study.probe, student),
+        "measured_after_recovery": after,
     }
     return Trained(student, curves, distortion, recipe, coding)
 
@@ -99,10 +118,29 @@ def _codes(
 ) -> dict[str, Coded]:
     shown = progress or silent
     statistics = student_statistics(study, student, plan.codings, shown)
-    if not spare:  # the plan's settings were fitted to these very weights
-        return code_matrices(student, plan.codings, statistics, seed=study.seed)
-    limit = _limit(plan) * (1 - spare)
-    return fit_settings(student, plan.codings, statistics, limit, seed=study.seed, progress=shown)[0]
+    if spare and any(takes_any_bits(coding.coder) for coding in plan.codings):
+        limit = _limit(plan) * (1 - spare)
+        try:
+            return fit_settings(student, plan.codings, statistics, limit, seed=study.seed, progress=shown)[0]
+        except UnreachableBudget:  # too few of the codes can give way before training: all can afterwards
+            pass
+    return code_matrices(student, plan.codings, statistics, seed=study.seed)  # as the plan fitted them
+
+
+def _tuned(
+    study: Study, order: Order, student: Network, codes: dict[str, Coded], limit: float, progress: Progress
+) -> tuple[dict[str, Coded], list[dict[str, Any]]]:
+    """Tune the codes that are looked up, which training on the grid leaves as they are; kept where the file still fits.
+
+    Every process of several does the same, from the same seed.
+    """
+    tuned = tune_codes(
+        student, codes, study.network, study.texts, rounds=ROUNDS[order.effort], seed=order.seed, progress=progress
+    )
+    if not tuned.losses or file_bytes(student, tuned.codes) > limit:
+        return codes, []
+    points = [[number, loss] for number, loss in enumerate(tuned.losses)]
+    return tuned.codes, [{"name": "tuned codes: divergence", "unit": "nats", "points": points}]
 
 
 def _limit(plan: Plan) -> float:

@@ -24,6 +24,7 @@ class _View:
         self.parameters = {
             name.replace(".parametrizations.weight.original", ".weight"): parameter
             for name, parameter in model.named_parameters()
+            if ".parametrizations.weight.0." not in name  # what is trained beside a weight belongs to no site
         }
         prefix = getattr(model, "base_model_prefix", "")
         self.prefix = f"{prefix}." if prefix and prefix in self.modules else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from isthmus.errors import BadArtifact
 from isthmus.storage import entropy
-from isthmus.storage.coded import FINENESS, Codebook, Coded, Outliers, Product, Uniform
+from isthmus.storage.coded import FINENESS, MOST_PARTS, Codebook, Coded, Outliers, Product, Sum, Uniform
 from isthmus.storage.contexts import (
     COLUMN_BITS,
     ROW_CLASSES,
@@ -29,7 +30,7 @@ from isthmus.storage.contexts import (
 from isthmus.storage.entropy import Integers, read_varint, varint
 
 VERSION = 1
-_SCHEMES: dict[type, int] = {Uniform: 0, Codebook: 1, Product: 2}
+_SCHEMES: dict[type, int] = {Uniform: 0, Codebook: 1, Product: 2, Sum: 3}
 _BOUNDS = (7, 15, 31, 63, 127, 255, 511, 1023, 2047)
 _FARTHEST = 1 << 29
 _LARGEST = 60 * FINENESS  # scales from 2 ** -60 to 2 ** 60, so that nothing overflows
@@ -44,14 +45,18 @@ def pack(coded: Coded) -> bytes:
     Raises
     ------
     ValueError
-        If it cannot be coded: no entries, or integers too far apart.
+        If it cannot be coded: no entries, integers too far apart, or a sum of too many parts.
     """
     body = bytearray([VERSION, _SCHEMES[type(coded)]])
     if isinstance(coded, Product):
         body += varint(coded.left.shape[1])
         for factor in (coded.left, coded.right):
-            inner = pack(factor)
-            body += varint(len(inner)) + inner
+            body += _within(factor)
+    elif isinstance(coded, Sum):
+        if not _addable(coded.parts, coded.shape):
+            raise ValueError(f"{len(coded.parts)} parts cannot be coded as a sum of shape {coded.shape}")
+        body += varint(len(coded.parts)) + b"".join(_within(part) for part in coded.parts)
+        body += _grids(coded.scales)
     elif isinstance(coded, Uniform):
         body += _grids(coded.scales)
         body += _zeros(coded.zeros)
@@ -83,7 +88,7 @@ def unpack(data: bytes, shape: Shape, *, depth: int = 0) -> Coded:
         raise BadArtifact(f"coded matrix: written by a newer isthmus (version {data[0]}); upgrade isthmus")
     reader = _Reader(data[:-4], at=2)
     scheme = next((kind for kind, number in _SCHEMES.items() if number == data[1]), None)
-    if data[0] < 1 or scheme is None or (scheme is Product and depth):
+    if data[0] < 1 or scheme is None or (scheme in (Product, Sum) and depth):
         raise _damaged(f"version {data[0]}, scheme {data[1]}")
     coded: Coded = _READERS[scheme](reader, shape)
     if reader.left:
@@ -93,12 +98,39 @@ def unpack(data: bytes, shape: Shape, *, depth: int = 0) -> Coded:
 
 def _read_product(reader: _Reader, shape: Shape) -> Product:
     rank = reader.number(least=1, most=min(shape))
-    left, right = (
-        unpack(reader.take(reader.number(least=6)), inner, depth=1) for inner in ((shape[0], rank), (rank, shape[1]))
-    )
-    assert not isinstance(left, Product)
-    assert not isinstance(right, Product)
+    left, right = (_read_within(reader, inner) for inner in ((shape[0], rank), (rank, shape[1])))
     return Product(left, right, _read_outliers(reader, shape))
+
+
+def _read_sum(reader: _Reader, shape: Shape) -> Sum:
+    parts: list[Uniform | Codebook] = []
+    for _ in range(reader.number(least=2, most=MOST_PARTS)):
+        parts.append(_read_within(reader, shape))
+        # Seen before the next part is read: what is held stays in proportion to the matrix.
+        if _integers_of(parts) > 2 * math.prod(shape):
+            raise _damaged("the parts of a sum hold more than two integers a weight")
+    return Sum(tuple(parts), _read_grids(reader, shape), _read_outliers(reader, shape))
+
+
+def _within(coded: Uniform | Codebook) -> bytes:
+    """Return a code that is part of another: its length and its blob."""
+    inner = pack(coded)
+    return varint(len(inner)) + inner
+
+
+def _read_within(reader: _Reader, shape: Shape) -> Uniform | Codebook:
+    coded = unpack(reader.take(reader.number(least=6)), shape, depth=1)
+    assert isinstance(coded, Uniform | Codebook)  # at this depth nothing else is read
+    return coded
+
+
+def _addable(parts: Sequence[Uniform | Codebook], shape: Shape) -> bool:
+    fits = 2 <= len(parts) <= MOST_PARTS and all(part.shape == shape for part in parts)
+    return fits and _integers_of(parts) <= 2 * math.prod(shape)
+
+
+def _integers_of(parts: Sequence[Uniform | Codebook]) -> int:
+    return sum((part.integers if isinstance(part, Uniform) else part.indices).size for part in parts)
 
 
 def _read_uniform(reader: _Reader, shape: Shape) -> Uniform:
@@ -122,7 +154,12 @@ def _read_codebook(reader: _Reader, shape: Shape) -> Codebook:
     return Codebook(tables, indices, scales, _read_outliers(reader, shape))
 
 
-_READERS: dict[type, Any] = {Uniform: _read_uniform, Codebook: _read_codebook, Product: _read_product}
+_READERS: dict[type, Any] = {
+    Uniform: _read_uniform,
+    Codebook: _read_codebook,
+    Product: _read_product,
+    Sum: _read_sum,
+}
 
 
 def _halves(array: Halves) -> bytes:
@@ -189,7 +226,7 @@ def _bound(matrix: Integers) -> int:
     bounds = [bound for bound in _BOUNDS if bound < most] + ([most] if most <= _BOUNDS[-1] else [])
     if len(bounds) == 1:
         return bounds[0]
-    counts = np.bincount(np.abs(matrix).ravel())
+    counts = np.bincount(np.abs(matrix).ravel(), minlength=most + 1)  # nothing is at the largest bound
     signed = int(matrix.min()) < 0
 
     def size(bound: int) -> float:

@@ -6,6 +6,7 @@ code           a weight is
 `Uniform`      an integer (plus its group's zero point) times its scales
 `Codebook`     a row of a table of vectors, the table being that of its block
 `Product`      a product of two coded matrices of lower rank
+`Sum`          a sum of coded matrices, each coding what those before it leave
 =============  ========================================================================
 
 Each may have `Outliers` beside it: single weights that are kept apart.
@@ -27,6 +28,8 @@ FINENESS = 16
 """A scale is 2 to the power of a whole number of 16ths: an integer like any other, to be coded as one."""
 MOST = 1 << 24
 """Integers beyond this are no longer exact in float32."""
+MOST_PARTS = 4
+"""Codes that a `Sum` may add."""
 _POWERS = np.exp2(np.arange(FINENESS) / FINENESS).astype(np.float32)
 
 
@@ -102,13 +105,41 @@ class Product:
         return self.left.shape[0], self.right.shape[1]
 
 
-Coded: TypeAlias = Uniform | Codebook | Product
+@dataclass(frozen=True)
+class Sum:
+    """The sum of its parts, all of one shape, times scales.
+
+    Parameters
+    ----------
+    parts : tuple of Uniform or Codebook
+        Two to `MOST_PARTS`, with no more than two integers a weight among them: so much and no more is read back from
+        a file.
+    scales : tuple of ndarray of int32
+        Of the sum, as in `Uniform`.
+    """
+
+    parts: tuple[Uniform | Codebook, ...]
+    scales: tuple[Integers, ...] = ()
+    outliers: Outliers | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.parts[0].shape
+
+
+Coded: TypeAlias = Uniform | Codebook | Product | Sum
 
 
 def decode(coded: Coded) -> Floats:
     """Return the matrix that a code stands for, shape ``(rows, columns)``, float32."""
     if isinstance(coded, Product):
         matrix: Floats = decode(coded.left) @ decode(coded.right)
+    elif isinstance(coded, Sum):
+        matrix = decode(coded.parts[0])
+        for part in coded.parts[1:]:
+            matrix += decode(part)
+        matrix = _scaled(matrix, coded.scales)
     elif isinstance(coded, Uniform):
         integers = coded.integers
         if coded.zeros is not None:

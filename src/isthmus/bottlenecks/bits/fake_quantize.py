@@ -1,8 +1,13 @@
-"""Fake quantization that can be trained through: the quantizers of ParetoQ, with gradients for weights and scales."""
+"""Fake quantization that can be trained through: rounding to the levels of a code, with gradients for its scales.
+
+The gradients are those of LSQ (Esser et al. 2020, arXiv 1902.08153), in the forms that ParetoQ (Liu et al. 2025, arXiv
+2502.02631) gives each width. What trains a network with them is `isthmus.recovery.straight`.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,64 +15,105 @@ from torch import Tensor
 
 from isthmus.bottlenecks.bits.paretoq import ends
 from isthmus.errors import BadInput
+from isthmus.storage.coded import block_size
 
 
-def fake_quantize(weight: Tensor, scale: Tensor, bits: float) -> Tensor:
-    """Return a matrix rounded to the levels of a width, as it decodes to where scales are exponents of a code.
-
-    Backwards, a weight gets the derivative as it is, or none where it was clipped (straight-through). A scale gets the
-    sum over its weights of the derivative times ``level - w / scale``, or times the end level where clipped, or times
-    the level at 1 bit, all over ``sqrt(count * highest level)``, ``count`` being its weights (LSQ, Esser et al. 2020,
-    arXiv 1902.08153, equation 3 and section 2.2; in the forms of ParetoQ, Liu et al. 2025).
+@dataclass(frozen=True)
+class Quantizer:
+    """The integers that weights are rounded to, and which weights still move.
 
     Parameters
     ----------
-    weight : Tensor, shape ``(rows, columns)``
-    scale : Tensor, shape ``(rows or 1, columns or 1)``
-        The distance between levels; at 1 bit half of it. Above zero.
-    bits : float
-        4, 3, 2, 1.58 or 1.
+    low, high : int
+        The least and the largest integer.
+    odd : bool
+        Only odd integers: two levels, or four without zero.
+    reach : float
+        How far beyond the ends, in scales, a weight may lie and not count as clipped.
+    free : bool
+        Whether clipped weights move as well.
+    """
+
+    low: int
+    high: int
+    odd: bool = False
+    reach: float = 0.0
+    free: bool = False
+
+    def nearest(self, scaled: Tensor) -> Tensor:
+        """Return the nearest of the integers to each weight over its scale, any shape, as floating point."""
+        found = 2 * (scaled / 2).floor() + 1 if self.odd else scaled.round()
+        return found.clamp(self.low, self.high)
+
+    def inside(self, scaled: Tensor) -> Tensor:
+        """Return where weights over their scale are not clipped."""
+        return (scaled >= self.low - self.reach) & (scaled <= self.high + self.reach)
+
+
+TERNARY = Quantizer(-1, 1, reach=0.5, free=True)
+"""That of BitNet b1.58, whose gradient passes through clipping as well."""
+
+
+def paretoq_quantizer(bits: float) -> Quantizer:
+    """Return the quantizer of ParetoQ at a width, in the integers and scales of its codes.
 
     Raises
     ------
     BadInput
-        If the bits are none of these, or the scales do not stretch over the matrix.
+        If the bits are none of 4, 3, 2, 1.58 and 1.
     """
-    ends(bits)
-    if (
-        weight.ndim != 2
-        or scale.ndim != 2
-        or any(s not in (1, w) for s, w in zip(scale.shape, weight.shape, strict=True))
-    ):
-        raise BadInput(f"scales of shape {list(scale.shape)} for weights of {list(weight.shape)}; give one a row")
-    found: Tensor = _FakeQuantize.apply(weight, scale, bits)  # type: ignore[no-untyped-call]
-    return found
-
-
-def _levels(scaled: Tensor, bits: float) -> Tensor:
     low, high = ends(bits)
-    if bits == 1:
-        return torch.where(scaled < 0, -1.0, 1.0).to(scaled.dtype)
-    found = scaled.floor() + 0.5 if bits == 2 else scaled.round()
-    return found.clamp(low, high)
+    if bits == 2:  # half-integers are odd integers times half a scale; a half beyond the outer ones is one
+        return Quantizer(int(2 * low), int(2 * high), odd=True, reach=1.0)
+    return Quantizer(int(low), int(high), odd=bits == 1, reach=0.5 if bits == 1.58 else 0.0)
+
+
+def fake_quantize(weight: Tensor, scale: Tensor, quantizer: Quantizer) -> Tensor:
+    """Return a matrix rounded to integers times scales, as it decodes to where scales are exponents of a code.
+
+    Backwards, a weight gets the derivative as it is, or none where it was clipped (straight-through). A scale gets the
+    sum over its weights of the derivative times ``integer - w / scale``, or times the integer where clipped, or times
+    the integer at two levels, all over ``sqrt(count * high)``, ``count`` being its weights (LSQ, equation 3 and
+    section 2.2).
+
+    Parameters
+    ----------
+    weight : Tensor, shape ``(rows, columns)``
+    scale : Tensor, shape ``(rows or fewer, columns or fewer)``
+        Above zero; stretched over the matrix in blocks, as those of `isthmus.storage.coded.Uniform`.
+    quantizer : Quantizer
+
+    Raises
+    ------
+    BadInput
+        If the scales do not stretch over the matrix.
+    """
+    shapes = list(weight.shape), list(scale.shape)
+    wide = scale
+    for axis, (wanted, held) in enumerate(zip(*shapes, strict=False)):
+        size = block_size(wanted, held)
+        if len(shapes[0]) != 2 or len(shapes[1]) != 2 or block_size(wanted, size) != held:
+            raise BadInput(f"scales of shape {shapes[1]} for weights of {shapes[0]}; give one a row, or equal blocks")
+        if held not in (1, wanted):
+            wide = wide.index_select(axis, torch.arange(wanted) // size)
+    found: Tensor = _FakeQuantize.apply(weight, wide, weight.numel() / scale.numel(), quantizer)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, bits: float) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, count: float, quantizer: Quantizer) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        ctx.bits = bits
-        return _levels(weight / scale, bits) * scale
+        ctx.count, ctx.quantizer = count, quantizer
+        return quantizer.nearest(weight / scale) * scale
 
     @staticmethod
-    def backward(ctx: Any, *derivatives: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *derivatives: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, scale = ctx.saved_tensors
-        low, high = ends(ctx.bits)
+        quantizer: Quantizer = ctx.quantizer
         scaled = weight / scale
-        # A stretched grid reaches half a step beyond its outer levels; the others clip at them.
-        reach = 0.5 if ctx.bits in (1.58, 2) else 0.0
-        inside = (scaled >= low - reach) & (scaled <= high + reach)
-        level = _levels(scaled, ctx.bits)
-        slope = level if ctx.bits == 1 else torch.where(inside, level - scaled, level)
-        slope = slope * derivatives[0] / math.sqrt(weight.numel() / scale.numel() * high)
-        return derivatives[0] * inside, slope.sum_to_size(scale.shape), None
+        inside, slope = quantizer.inside(scaled), quantizer.nearest(scaled)
+        if not (quantizer.odd and quantizer.high == 1):
+            slope = torch.where(inside, slope - scaled, slope)
+        by_scale = (slope * derivatives[0]).sum_to_size(scale.shape) / math.sqrt(ctx.count * quantizer.high)
+        return derivatives[0] if quantizer.free else derivatives[0] * inside, by_scale, None, None
