@@ -83,7 +83,7 @@ CLAIM = Claim(
         "Vectors of 4 weights of a row, tables of 1024 to 128 entries (2.5 to 1.75 bits before entropy coding), three "
         "seeds. Scalar codes have 9 to 3 levels and a scale for each row, fitted or reaching the largest weight; "
         "GPTQ's are fitted. Embeddings have no Hessian: there both codebooks are plain, but for a scale for each row. "
-        "The paper's residual and outlier codebooks are not built here and not judged."
+        "The paper's residual codebook (a coder of its own here) and its outlier codebook are not judged."
     ),
     arms=(
         Arm(VPTQ, BITS, lambda bits: (Vptq(), Setting(bits, LENGTH)), draws=True),

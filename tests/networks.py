@@ -63,9 +63,6 @@ def tokens(seed: int = 1, batch: int = 3, length: int = 9) -> dict[str, torch.Te
 def tokenizer_of(family: str) -> Any:
     """Return a small tokenizer of the kind that the family has, its special tokens where the family wants them."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     if family == "mpnet":
         special = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
     elif family == "roberta":
@@ -75,10 +72,12 @@ def tokenizer_of(family: str) -> Any:
         pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer: Any = trainers.BpeTrainer(vocab_size=290, special_tokens=special, initial_alphabet=alphabet)
+        pieces.train_from_iterator(small.sentences(200), trainer)
     else:
-        alphabet = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
-        trainer = trainers.WordPieceTrainer(vocab_size=130, special_tokens=special, initial_alphabet=alphabet)
-    pieces.train_from_iterator(small.sentences(200), trainer)
+        words = small.word_pieces(small.sentences(200), "abcdefghijklmnopqrstuvwxyz0123456789", special, 130)
+        pieces = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+        pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
+        pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     if family == "roberta":
         return transformers.RobertaTokenizer(tokenizer_object=pieces)
     if family == "mpnet":

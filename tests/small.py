@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 SYLLABLES = ("na", "row", "strip", "of", "land", "wa", "ter", "be", "tween", "two", "wide", "bridge", "walk", "er")
@@ -18,19 +20,33 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     ]
 
 
+def word_pieces(texts: Sequence[str], alphabet: Sequence[str], special: Sequence[str], size: int) -> dict[str, int]:
+    """Return a vocabulary of WordPiece: single letters, then the beginnings and continuations that occur most.
+
+    The trainer of the tokenizers' library breaks ties by chance, and another vocabulary is another network.
+    """
+    counts: Counter[str] = Counter()
+    for word in (word for text in texts for word in text.lower().split()):
+        for start in range(len(word)):
+            for end in range(start + 2, len(word) + 1):
+                counts["##" * (start > 0) + word[start:end]] += 1
+    letters = sorted(set(alphabet))
+    ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))
+    pieces = dict.fromkeys([*special, *letters, *("##" + letter for letter in letters), *ranked])
+    return {piece: number for number, piece in enumerate(list(pieces)[:size])}
+
+
 def write_network(folder: Path, seed: int = 0) -> Path:
     """Write a random BERT of three layers with a WordPiece tokenizer and return its folder."""
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, BertTokenizer
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    pieces = word_pieces(sentences(200), "abcdefghijklmnopqrstuvwxyz0123456789.,;-", special, 200)
+    backend = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    alphabet = [*"abcdefghijklmnopqrstuvwxyz0123456789.,;-"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, initial_alphabet=alphabet)
-    backend.train_from_iterator(sentences(200), trainer)
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer = BertTokenizer(tokenizer_object=backend)
     config = BertConfig(

@@ -114,10 +114,12 @@ def test_a_plan_with_codes_replays(place: Path) -> None:
 
 
 def test_without_codes_bytes_are_met_by_structure(place: Path) -> None:
-    assert main([*ORDER, "--to", "bytes=70%", "--codes", "none", "-o", "made"]) == 0
+    # The layers of a random network carry nothing: were they free to go, they would, and less be left than may be.
+    kinds = "vocabulary,width,heads,neurons,feature"
+    assert main([*ORDER, "--to", "bytes=70%", "--codes", "none", "--sites", kinds, "-o", "made"]) == 0
     record = json.loads((place / "made" / "isthmus.json").read_text())
     assert record["plan"]["codings"] == []
-    assert weight_bytes("made") <= 0.7 * weight_bytes("tiny")
+    assert 0.65 * weight_bytes("tiny") <= weight_bytes("made") <= 0.7 * weight_bytes("tiny")
     assert record["plan"]["predicted"]["bytes"] == weight_bytes("made")
     assert record["plan"]["predicted"]["params"] < record["plan"]["original"]["params"], "units went"
 

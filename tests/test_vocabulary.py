@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import small
 from isthmus.errors import BadInput, UnsupportedNetwork
 from isthmus.sites.vocabulary import fixed_tokens, narrow_tokenizer, token_relevance
 
@@ -26,13 +27,11 @@ PROBES = [*TEXTS[:6], "Northwards, the travellers' bridge (567) narrows!", "wide
 
 
 def _bert(special: list[str], **arguments: Any) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words = small.word_pieces(TEXTS, "abcdefghijklmnopqrstuvwxyz0123456789(),.!'-", special, 260)
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    alphabet = [*"abcdefghijklmnopqrstuvwxyz0123456789(),.!'-"]
-    trainer = trainers.WordPieceTrainer(vocab_size=260, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer
 
 

@@ -32,8 +32,8 @@ class Vptq:
     The paper's vectors run down a column, so that its feedback goes column by column. A `Codebook` is looked up along
     rows: here a vector spans ``group`` columns of one row, and feedback goes block by block, as for groups of weights
     that are pruned at once (Kurtic et al. 2022). The lookup then takes the full ``group x group`` part of the metric,
-    where the paper's layout needs one number. Rows are scaled to the same mean square first. The paper's residual and
-    outlier codebooks are not here.
+    where the paper's layout needs one number. Rows are scaled to the same mean square first. The paper's residual
+    codebook is `isthmus.bottlenecks.codebook.residual`; its outlier codebook is not here.
 
     An embedding has no moments: its table is then that of k-means without ``H``.
 
