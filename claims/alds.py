@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from claims.coding import ROW, Arm, Claim, Point, Settings, Workbench, against, part_of, share_passed
+from claims.coding import ROW, Arm, Claim, Point, Settings, Workbench
 from claims.common import Outcome
+from claims.equal_bytes import against, part_of, share_passed
 from claims.vtrans import Part
 from isthmus.bottlenecks.bits.finequant import FineQuant
 from isthmus.bottlenecks.coder import Coder, Floats, Setting

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from claims.coding import SEEDS, Arm, Claim, Point, Workbench, ahead, combined, compare, of_arm, part_of, share_passed
+from claims import coding
+from claims.coding import SEEDS, Arm, Claim, Point, Workbench
 from claims.common import STEPS, Outcome, Say
-from claims.paretoq import QUICK, Anew, Trainer, in_words, run_trained
+from claims.equal_bytes import ahead, combined, compare, in_words, of_arm, part_of, share_passed
+from claims.trained import QUICK, Anew, Trainer
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
 from isthmus.bottlenecks.bits.bitnet import TERNARY, BitNet
 from isthmus.bottlenecks.coder import Setting
@@ -136,4 +138,4 @@ def run(
     say: Say = print,
 ) -> str:
     """Train and measure the points that ``out`` lacks, and return the verdict; nothing is kept in ``cache``."""
-    return run_trained(CLAIM, Trainer(bench, steps=QUICK if quick else STEPS), out, seeds=seeds, quick=quick, say=say)
+    return coding.run(CLAIM, Trainer(bench, steps=QUICK if quick else STEPS), out, seeds=seeds, quick=quick, say=say)

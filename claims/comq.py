@@ -9,21 +9,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from claims.coding import (
-    LEVELS,
-    Arm,
-    Claim,
-    Point,
-    Workbench,
-    against,
-    fitted_arm,
-    grid,
-    nearest_arm,
-    of_arm,
-    part_of,
-    share_passed,
-)
+from claims.coding import LEVELS, Arm, Claim, Point, Workbench, fitted_arm, grid, nearest_arm
 from claims.common import Outcome
+from claims.equal_bytes import against, of_arm, part_of, share_passed
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
 from isthmus.bottlenecks.bits.comq import Comq
 from isthmus.storage.coded import Coded

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from claims.coding import Arm, Claim, Point, Workbench, against, of_arm, part_of, share_passed
+from claims.coding import Arm, Claim, Point, Workbench
 from claims.common import Outcome
+from claims.equal_bytes import against, of_arm, part_of, share_passed
 from claims.vtrans import Part
 from isthmus.bottlenecks.bits.rate_distortion import SLOPE, DeepCabac
 from isthmus.bottlenecks.coder import Setting

@@ -19,21 +19,11 @@ import numpy as np
 import torch
 
 from claims import coding
-from claims.coding import (
-    LEAST_NATS,
-    SEEDS,
-    Claim,
-    Point,
-    Workbench,
-    against,
-    part_of,
-    point_of,
-    resampled,
-    share_passed,
-)
+from claims.coding import SEEDS, Claim, Point, Workbench, point_of
 from claims.common import Ledger, Outcome, Say
 from claims.comq import all_or_most
 from claims.data import why_not
+from claims.equal_bytes import LEAST_NATS, against, part_of, resampled, share_passed
 from claims.vtrans import Part
 from isthmus.bottlenecks.coder import Floats, Setting
 from isthmus.bottlenecks.rank.factors import LowRank

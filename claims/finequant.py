@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from claims.coding import GROUPS, Arm, Claim, Point, Workbench, against, grid, part_of, share_passed
+from claims.coding import GROUPS, Arm, Claim, Point, Workbench, grid
 from claims.common import Outcome
+from claims.equal_bytes import against, part_of, share_passed
 from claims.vtrans import Part
 from isthmus.bottlenecks.bits.finequant import FineQuant
 from isthmus.bottlenecks.coder import Coder, Setting

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from claims.coding import ROW, Arm, Claim, Point, Workbench, against, of_arm, part_of, share_passed
+from claims.coding import ROW, Arm, Claim, Point, Workbench
 from claims.common import Outcome
+from claims.equal_bytes import against, of_arm, part_of, share_passed
 from claims.vtrans import UNTESTED, Part
 from isthmus.bottlenecks.bits.finequant import FineQuant
 from isthmus.bottlenecks.bits.grid import covering, rounded, top_of

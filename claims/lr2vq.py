@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from claims.coding import Arm, Claim, Point, Workbench, against, of_arm, part_of
+from claims.coding import Arm, Claim, Point, Workbench
 from claims.common import Outcome
+from claims.equal_bytes import against, of_arm, part_of
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
 from isthmus.bottlenecks.codebook.lr2vq import LowDimensionalCodebook
 from isthmus.bottlenecks.codebook.plain import PlainCodebook

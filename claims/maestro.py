@@ -18,9 +18,10 @@ from torch import Tensor
 
 from claims import coding
 from claims.alds import by_share, by_share_weighted
-from claims.coding import MEASURED, Arm, Claim, Point, Settings, Workbench, against, part_of
+from claims.coding import MEASURED, Arm, Claim, Point, Settings, Workbench
 from claims.common import Outcome, Say
 from claims.comq import all_or_most
+from claims.equal_bytes import against, part_of
 from claims.vtrans import Part
 from isthmus.bottlenecks.coder import Floats, Setting
 from isthmus.bottlenecks.rank.alds import Alds

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from claims.coding import Arm, Claim, Point, Workbench, log_nats, part_of, share_passed
+from claims.coding import Arm, Claim, Point, Workbench
 from claims.common import Outcome
+from claims.equal_bytes import log_nats, part_of, share_passed
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
 from isthmus.bottlenecks.codebook.plain import PlainCodebook
 from isthmus.bottlenecks.coder import Setting

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from claims import coding
-from claims.coding import LEVELS, ROW, Arm, Claim, Point, Workbench, against, grid, of_arm, part_of, share_passed
+from claims import coding, equal_bytes
+from claims.coding import LEVELS, ROW, Arm, Claim, Point, Workbench, grid
 from claims.common import Outcome, Say
+from claims.equal_bytes import against, of_arm, part_of, share_passed
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
 from isthmus.bottlenecks.bits.gptq import Gptq
 from isthmus.bottlenecks.bits.grid import covering, peaks, rounded, top_of
@@ -250,7 +251,7 @@ class Bench(Workbench):
         found = {}
         for before, name in zip(self.linear, self.linear[1:], strict=False):
             total = single[before] + single[name]
-            found[name] = [self.entropies[name], abs(nats(before, name) - total) / max(total, coding.LEAST_NATS)]
+            found[name] = [self.entropies[name], abs(nats(before, name) - total) / max(total, equal_bytes.LEAST_NATS)]
         return found
 
 

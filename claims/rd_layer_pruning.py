@@ -19,22 +19,9 @@ import numpy as np
 import torch
 
 from claims import coding
-from claims.coding import (
-    ROW,
-    RULE,
-    Arm,
-    Claim,
-    Point,
-    Settings,
-    Workbench,
-    ahead,
-    combined,
-    compare,
-    grid,
-    part_of,
-    share_passed,
-)
+from claims.coding import ROW, Arm, Claim, Point, Settings, Workbench, grid
 from claims.common import Outcome, Say
+from claims.equal_bytes import RULE, ahead, combined, compare, part_of, share_passed
 from claims.sparsities import LEAST, Counts, exact, global_magnitude, lamp, nats_alone, priced, sixteenths, uniform
 from claims.vtrans import UNTESTED, Part
 from isthmus.bottlenecks.bits.finequant import FineQuant

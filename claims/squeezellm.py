@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from claims.coding import LEVELS, Arm, Claim, against, flat, nearest_arm
+from claims.coding import LEVELS, Arm, Claim, flat, nearest_arm
 from claims.common import Outcome
+from claims.equal_bytes import against
 from claims.vtrans import Part
 from isthmus.bottlenecks.bits.squeezellm import SqueezeLlm
 from isthmus.bottlenecks.coder import Coder, Setting

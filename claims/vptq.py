@@ -8,21 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from claims.coding import (
-    LEVELS,
-    Arm,
-    Claim,
-    Point,
-    Workbench,
-    against,
-    fitted_arm,
-    grid,
-    nearest_arm,
-    of_arm,
-    part_of,
-    share_passed,
-)
+from claims.coding import LEVELS, Arm, Claim, Point, Workbench, fitted_arm, grid, nearest_arm
 from claims.common import Outcome
+from claims.equal_bytes import against, of_arm, part_of, share_passed
 from claims.vtrans import Part
 from isthmus.bottlenecks.bits.gptq import Gptq
 from isthmus.bottlenecks.codebook.plain import PlainCodebook

@@ -10,20 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from claims.coding import (
-    GROUPS,
-    Arm,
-    Claim,
-    Point,
-    Workbench,
-    against,
-    grid,
-    nearest_arm,
-    of_arm,
-    part_of,
-    share_passed,
-)
+from claims.coding import GROUPS, Arm, Claim, Point, Workbench, grid, nearest_arm
 from claims.common import Outcome
+from claims.equal_bytes import against, of_arm, part_of, share_passed
 from claims.vtrans import UNTESTED, Part
 from isthmus.bottlenecks.bits.finequant import FineQuant
 from isthmus.bottlenecks.bits.floating import Fp6, pack_4plus2, unpack_4plus2

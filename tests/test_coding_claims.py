@@ -13,9 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from claims import alds, coding, comq, deepcabac, finequant, llm_int8, lr2vq, squeezellm, vptq, zeroquant_4plus2
+from claims import (
+    alds,
+    coding,
+    comq,
+    deepcabac,
+    equal_bytes,
+    finequant,
+    llm_int8,
+    lr2vq,
+    squeezellm,
+    vptq,
+    zeroquant_4plus2,
+)
 from claims.__main__ import CODING, main
-from claims.coding import DRAWS, Arm, Claim, Point, Workbench, against, at_equal_bytes, compare, run
+from claims.coding import Arm, Claim, Point, Workbench, run
+from claims.equal_bytes import DRAWS, against, at_equal_bytes, compare
 from claims.tables import curve_table, render
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED
 from safetensors.torch import save_file
@@ -140,7 +153,9 @@ def test_spread_is_of_paired_resamples_and_over_seeds() -> None:
     assert found is not None
     assert found["spread"] == pytest.approx(2 * np.std(noise, ddof=1))
     others = [{**row, "seed": 1, "relative": row["relative"] + 0.02} for row in theirs]
-    assert coding.seed_noise(coding.of_arm(theirs + others, "theirs"), coding.relative) == pytest.approx(0.01)
+    assert equal_bytes.seed_noise(equal_bytes.of_arm(theirs + others, "theirs"), equal_bytes.relative) == pytest.approx(
+        0.01
+    )
 
 
 def test_one_arm_ahead_of_some_is_mixed() -> None:
@@ -152,7 +167,7 @@ def test_one_arm_ahead_of_some_is_mixed() -> None:
 
 def test_verdict_of_a_claim() -> None:
     def judged(*verdicts: str, complete: bool = True) -> str:
-        parts = [coding.part_of("", "", verdict) for verdict in verdicts]
+        parts = [equal_bytes.part_of("", "", verdict) for verdict in verdicts]
         claim = Claim("slug", "", "", (), lambda _: parts)
         return str(claim.judge([], complete=complete)["verdict"])
 
@@ -453,11 +468,11 @@ def test_resamples_are_paired_and_those_of_scipy() -> None:
     rng = np.random.default_rng(1)
     truth, original = rng.normal(size=30), rng.normal(size=30)
     original += truth
-    assert coding.resampled(original, original, truth, 5) == [1.0] * 5
+    assert equal_bytes.resampled(original, original, truth, 5) == [1.0] * 5
     drawn = np.random.default_rng(0).integers(30, size=30)
     other = original + rng.normal(size=30)
     expected = spearmanr(other[drawn], truth[drawn])[0] / spearmanr(original[drawn], truth[drawn])[0]
-    assert coding.resampled(other, original, truth, 2)[0] == pytest.approx(expected, abs=1e-6)
+    assert equal_bytes.resampled(other, original, truth, 2)[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_statistics_are_collected_once(tmp_path: Path) -> None:
@@ -479,7 +494,7 @@ def test_statistics_are_collected_once(tmp_path: Path) -> None:
 
 def test_points_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, said, asked = tmp_path / "claim.json", list[str](), list[Point]()
-    claim = Claim("slug", "A claim.", "An experiment.", (arm(),), lambda rows: [coding.part_of("p", "r", HOLDS)])
+    claim = Claim("slug", "A claim.", "An experiment.", (arm(),), lambda rows: [equal_bytes.part_of("p", "r", HOLDS)])
     measure = Workbench.measure
 
     def stopped(self: Workbench, arm: Arm, point: Point, observe: Any = None) -> Any:

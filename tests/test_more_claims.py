@@ -15,7 +15,8 @@ import pytest
 import torch
 from claims import ere_delta, maestro, q_vlm, rd_layer_pruning, sparsities
 from claims.__main__ import CODING, OWN, main
-from claims.coding import Claim, of_arm
+from claims.coding import Claim
+from claims.equal_bytes import of_arm
 from claims.tables import render
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED
 from scipy.stats import spearmanr

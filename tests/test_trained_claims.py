@@ -14,9 +14,11 @@ import pytest
 import torch
 from claims import bitnet_b158_reloaded as bitnet
 from claims import paretoq
-from claims.coding import DRAWS, Claim, Point, Workbench
-from claims.paretoq import Anew, Lsq, Trainer, coded_anew, pareto, run_trained, weight_of
+from claims.coding import Claim, Point, Workbench, run
+from claims.equal_bytes import DRAWS
+from claims.paretoq import pareto
 from claims.tables import render
+from claims.trained import Anew, Lsq, Recoded, Trainer, coded_anew, weight_of
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED
 
 import networks
@@ -189,7 +191,7 @@ def test_weights_coded_anew_are_read_as_their_codes_and_all_move() -> None:
     own = bench()
     name = own.names[-1]
     model = networks.worded("bert").model
-    part = paretoq.Recoded(Anew(BitNet()), own.statistics[name], Setting(1.58))
+    part = Recoded(Anew(BitNet()), own.statistics[name], Setting(1.58))
     weight = weight_of(own.network, name)
     with coded_anew(model, {name: part}):
         module = model.get_submodule(name.rpartition(".")[0])
@@ -217,7 +219,7 @@ def test_the_shared_form_of_three_bits_is_that_of_paretoq() -> None:
 def test_quick_run_goes_on_where_it_stopped(claim: Claim, tmp_path: Path) -> None:
     out, said = tmp_path / "claim.json", list[str]()
     short = Trainer(bench(), steps=2)
-    verdict = run_trained(claim, short, out, seeds=(0,), quick=True, say=said.append)
+    verdict = run(claim, short, out, seeds=(0,), quick=True, say=said.append)
     assert (verdict == "unfinished") == (claim is paretoq.CLAIM), "the other has one level an arm, all measured"
     result = json.loads(out.read_text())
     assert {one["arm"] for one in result["points"]} == {one.label for one in claim.arms}
@@ -227,10 +229,10 @@ def test_quick_run_goes_on_where_it_stopped(claim: Claim, tmp_path: Path) -> Non
     assert f"## {claim.slug}: {verdict}" in page
     assert f"`{result['points'][0]['arm']}` | {result['points'][0]['setting']}" in page
     first = out.read_text()
-    run_trained(claim, short, out, seeds=(0,), quick=True, say=said.append)
+    run(claim, short, out, seeds=(0,), quick=True, say=said.append)
     assert out.read_text() == first
-    assert "0 points of 2 steps" in " ".join(said)
+    assert "0 points to measure" in " ".join(said)
     with pytest.raises(BadInput, match="another steps"):
-        run_trained(claim, Trainer(bench(), steps=3), out, seeds=(0,), quick=True, say=said.append)
+        run(claim, Trainer(bench(), steps=3), out, seeds=(0,), quick=True, say=said.append)
     if claim is bitnet.CLAIM:
         assert all(one["exact"] == one["matrices"] == len(bench().names) for one in result["points"])
