@@ -22,7 +22,7 @@ from isthmus.bottlenecks.bits.fake_quantize import Quantizer
 from isthmus.bottlenecks.bits.grid import covering, fitted, groups, peaks, spread
 from isthmus.bottlenecks.coder import Coder, Floats, MatrixStatistics, Setting
 from isthmus.flow.coding import LEARNED, Codes, fit_scales
-from isthmus.flow.efforts import recipe_for
+from isthmus.flow.efforts import coding_recipe
 from isthmus.network import Network
 from isthmus.recovery.recipe import Recipe
 from isthmus.recovery.straight import Through, straight_through, trained_codes
@@ -163,7 +163,7 @@ class Trainer(Workbench):
     def recipe(self) -> Recipe:
         """The distillation, with one learning rate for every width, so that how far weights move can be compared."""
         warmup, every = min(30, max(1, self.steps // 5)), max(self.steps // 5, 10)
-        return replace(recipe_for("faster", 1.0), steps=self.steps, warmup=warmup, evaluate_every=every, patience=0)
+        return replace(coding_recipe("faster", 2.0), steps=self.steps, warmup=warmup, evaluate_every=every, patience=0)
 
     def record(self) -> dict[str, Any]:
         """Return what a point depends on besides itself."""
