@@ -118,13 +118,14 @@ def _codes(
 ) -> dict[str, Coded]:
     shown = progress or silent
     statistics = student_statistics(study, student, plan.codings, shown)
-    if spare and any(takes_any_bits(coding.coder) for coding in plan.codings):
-        limit = _limit(plan) * (1 - spare)
-        try:
-            return fit_settings(student, plan.codings, statistics, limit, seed=study.seed, progress=shown)[0]
-        except UnreachableBudget:  # too few of the codes can give way before training: all can afterwards
-            pass
-    return code_matrices(student, plan.codings, statistics, seed=study.seed)  # as the plan fitted them
+    if not spare or not any(takes_any_bits(coding.coder) for coding in plan.codings):
+        return code_matrices(student, plan.codings, statistics, seed=study.seed)  # as the plan fitted them
+    limit = _limit(plan) * (1 - spare)
+    try:
+        return fit_settings(student, plan.codings, statistics, limit, seed=study.seed, progress=shown)[0]
+    except UnreachableBudget:
+        # Too few of the codes can give way before training: nothing is kept spare, and all give way afterwards.
+        return code_matrices(student, plan.codings, statistics, seed=study.seed)
 
 
 def _tuned(

@@ -152,6 +152,7 @@ def divergence_oracle(
     chosen = {name: student.model.get_parameter(name) for name in names}
 
     def oracle(matrices: Matrices) -> tuple[float, Matrices]:
+        """Return the divergence with these matrices in their places, and its derivative by each."""
         with torch.no_grad():
             for name, weight in chosen.items():
                 weight.copy_(torch.from_numpy(matrices[name]))
