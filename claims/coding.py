@@ -350,23 +350,53 @@ def run(
         arm = arms.get(outcome["arm"])
         if arm is None or arm.spec(outcome["level"]) != outcome["spec"]:
             raise BadInput(f"{out}: its points of {outcome['arm']} were coded otherwise; move the file away")
+    return measure_missing(
+        claim,
+        ledger,
+        claim.points(seeds, quick=quick),
+        lambda point: bench.measure(arms[point.arm], point, claim.observe),
+        lambda found: (
+            f"{found['bytes'] / 1e6:.2f} MB, {found['bits']:.2f} bits, relative {found['relative']:.4f}, "
+            f"{found['nats']:.4f} nats"
+        ),
+        say,
+    )
+
+
+def measure_missing(
+    claim: Claim,
+    ledger: Ledger,
+    points: Sequence[Point],
+    measure: Callable[[Point], Outcome],
+    told: Callable[[Outcome], str],
+    say: Say,
+) -> str:
+    """Measure the points that a ledger lacks, each on disk before the next begins, and return the verdict.
+
+    Parameters
+    ----------
+    told : callable
+        From an outcome to what is said of it.
+
+    Raises
+    ------
+    IsthmusError
+        At the end, if some points could not be measured.
+    """
     there = {point_of(outcome) for outcome in ledger.outcomes}
-    missing = [point for point in claim.points(seeds, quick=quick) if point not in there]
+    missing = [point for point in points if point not in there]
     say(f"{claim.slug}: {len(missing)} points to measure, {len(there)} there already")
     failed: list[str] = []
     for number, point in enumerate(missing):
         title = f"[{number + 1}/{len(missing)}] {point.arm} at {point.level:g}, seed {point.seed}: "
         try:
-            outcome = bench.measure(arms[point.arm], point, claim.observe)
+            outcome = measure(point)
         except IsthmusError as error:
             failed.append(f"{point.arm} at {point.level:g}, seed {point.seed}: {error}")
             say(f"{title}FAILED {error}")
             continue
         ledger.add(outcome)
-        say(
-            f"{title}{outcome['bytes'] / 1e6:.2f} MB, {outcome['bits']:.2f} bits, relative {outcome['relative']:.4f}, "
-            f"{outcome['nats']:.4f} nats, {outcome['seconds']['all']:.0f} s"
-        )
+        say(f"{title}{told(outcome)}, {outcome['seconds']['all']:.0f} s")
     ledger.write()
     concluded = ledger.conclude(ledger.outcomes)
     for part in concluded["parts"]:

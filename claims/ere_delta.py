@@ -28,7 +28,7 @@ from claims.vtrans import Part
 from isthmus.bottlenecks.coder import Floats, Setting
 from isthmus.bottlenecks.rank.factors import LowRank
 from isthmus.bottlenecks.rank.residual import BITS, factored, spectrum_of, truncated
-from isthmus.errors import BadInput, IsthmusError
+from isthmus.errors import BadInput
 from isthmus.flow.delta import make_delta
 from isthmus.network import Network, pool, tokenize
 from isthmus.recovery.losses import cosent_loss
@@ -344,28 +344,14 @@ def run(
     }  # fmt: skip
     wanted = set(CLAIM.points(seeds))
     ledger = Ledger(out, head, lambda found: CLAIM.judge(found, complete={point_of(one) for one in found} >= wanted))
-    there = {point_of(outcome) for outcome in ledger.outcomes}
-    missing = [point for point in CLAIM.points(seeds, quick=quick) if point not in there]
-    say(f"{CLAIM.slug}: {len(missing)} points to measure, {len(there)} there already")
-    failed: list[str] = []
-    for number, point in enumerate(missing):
-        title = f"[{number + 1}/{len(missing)}] {point.arm} at {point.level:.1%}, seed {point.seed}: "
-        try:
-            outcome = own.measure(point)
-        except IsthmusError as error:
-            failed.append(f"{title}{error}")
-            say(f"{title}FAILED {error}")
-            continue
-        ledger.add(outcome)
-        say(
-            f"{title}{outcome['bytes'] / 1e6:.3f} MB, {outcome['score']:.4f} of {outcome['tuned_score']:.4f}, "
-            f"{max(outcome['nats'], LEAST_NATS):.2g} nats, {outcome['seconds']['all']:.0f} s"
-        )
-    ledger.write()
-    concluded = ledger.conclude(ledger.outcomes)
-    for part in concluded["parts"]:
-        say(f"{part['name']}: {part['verdict']} ({part['summary']})")
-    say(f"{CLAIM.slug}: {concluded['verdict']}")
-    if failed:
-        raise IsthmusError(f"{CLAIM.slug}: {len(failed)} points could not be measured; the first: {failed[0]}")
-    return str(concluded["verdict"])
+    return coding.measure_missing(
+        CLAIM,
+        ledger,
+        CLAIM.points(seeds, quick=quick),
+        own.measure,
+        lambda found: (
+            f"{found['bytes'] / 1e6:.3f} MB, {found['score']:.4f} of {found['tuned_score']:.4f}, "
+            f"{max(found['nats'], LEAST_NATS):.2g} nats"
+        ),
+        say,
+    )
