@@ -7,15 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_triangular
 
 from isthmus.bottlenecks.codebook.kmeans import CHUNK, centroids, kmeans
 from isthmus.bottlenecks.codebook.vectors import MOST_BITS, cut
-from isthmus.bottlenecks.codebook.vptq import damped
+from isthmus.bottlenecks.codebook.vptq import damped, in_turn, vector_weights
 from isthmus.bottlenecks.coder import MatrixStatistics, Setting
 from isthmus.bottlenecks.feedback import feedback_factor
 from isthmus.errors import BadInput
-from isthmus.storage.coded import Codebook, Sum, scale_of
+from isthmus.storage.coded import Codebook, Sum
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -93,9 +92,8 @@ class ResidualCodebook:
         vectors, exponents = cut(weight, size, by_row=True)
         rows, columns = weight.shape
         hessian = damped(statistics.moments, columns, self.damping)
-        across = np.tile(np.diag(hessian).reshape(-1, size), (rows, 1))
-        down = np.repeat(scale_of(exponents) ** 2, columns // size, axis=0)
-        weights = (across * down / (across.mean() * down.mean())).astype(np.float32)
+        weighed = vector_weights(hessian, exponents, size)
+        weights = (weighed / weighed.mean()).astype(np.float32)
         fitted = self._fit(vectors, weights, entries, seed)
         first, second = (table.astype(np.float16).astype(np.float32) for table in fitted)
         if statistics.moments is None:
@@ -201,17 +199,13 @@ def look_up(weight: Floats, tables: Tables, factor: Doubles, beam: int) -> tuple
     rows, columns = weight.shape
     first, second = tables
     size = first.shape[1]
-    left = weight.astype(np.float64)
     found = np.empty((2, rows, columns // size), np.int32)
-    lost = 0.0
-    for block in range(columns // size):
-        own = slice(block * size, (block + 1) * size)
-        # In these coordinates the distance is Euclidean, with all columns to the right already at their best.
-        whiten = solve_triangular(factor[own, own], np.eye(size))
-        metric = whiten / np.sqrt((whiten**2).mean())
-        turned = tuple((matrix @ metric).astype(np.float32) for matrix in (left[:, own], first, second))
+
+    def choose(block: int, vectors: Doubles, metric: Doubles) -> Doubles:
+        """Return the sums of the nearest pairs."""
+        turned = tuple((matrix @ metric).astype(np.float32) for matrix in (vectors, first, second))
         found[:, :, block] = nearest_pairs(turned[0], (turned[1], turned[2]), beam)
-        error = (left[:, own] - first[found[0, :, block]] - second[found[1, :, block]]) @ whiten
-        lost += float((error**2).sum())
-        left[:, own.stop :] -= error @ factor[own, own.stop :]
+        return np.asarray(first[found[0, :, block]].astype(np.float64) + second[found[1, :, block]])
+
+    lost = in_turn(weight, size, factor, choose)
     return (found[0], found[1]), lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,9 +70,7 @@ class Vptq:
         vectors, exponents = cut(weight, size, by_row=True)
         rows, columns = weight.shape
         hessian = damped(statistics.moments, columns, self.damping)
-        across = np.tile(np.diag(hessian).reshape(-1, size), (rows, 1))
-        down = np.repeat(scale_of(exponents) ** 2, columns // size, axis=0)
-        weights = (across * down).astype(np.float32)
+        weights = vector_weights(hessian, exponents, size).astype(np.float32)
         table, labels = kmeans(vectors, entries, weights=weights, rounds=self.rounds, seed=seed)
         table = table.astype(np.float16).astype(np.float32)
         if statistics.moments is not None:
@@ -96,6 +95,49 @@ def damped(moments: Floats | None, columns: int, damping: float) -> Doubles:
     return np.asarray(hessian + (ridge if ridge > 0 else 1.0) * np.eye(columns))
 
 
+def vector_weights(hessian: Doubles, exponents: Integers, size: int) -> Doubles:
+    """Return what errors of each vector's entries count by the diagonal of ``H``, shape ``(vectors, size)``.
+
+    Parameters
+    ----------
+    hessian : ndarray of float64, shape ``(columns, columns)``
+    exponents : ndarray of int32, shape ``(rows, 1)``
+        Of the rows' scales.
+    size : int
+        Columns that a vector spans.
+    """
+    across = np.tile(np.diag(hessian).reshape(-1, size), (len(exponents), 1))
+    return np.asarray(across * np.repeat(scale_of(exponents) ** 2, len(hessian) // size, axis=0))
+
+
+def in_turn(
+    weight: Floats, size: int, factor: Doubles, choose: Callable[[int, Doubles, Doubles], Doubles | Floats]
+) -> float:
+    """Code vectors block by block, what each gets wrong passed on to the columns on its right; return what is lost.
+
+    Parameters
+    ----------
+    weight : ndarray of float32, shape ``(rows, columns)``
+    size : int
+        Columns of a block.
+    factor : ndarray of float64, shape ``(columns, columns)``
+        From `feedback_factor`.
+    choose : callable
+        From a block's number, its vectors as they are by then, ``(rows, size)``, and a matrix, ``(size, size)``, after
+        which the distance that counts is Euclidean, to what the vectors are coded as.
+    """
+    left, lost = weight.astype(np.float64), 0.0
+    for block in range(weight.shape[1] // size):
+        own = slice(block * size, (block + 1) * size)
+        # In these coordinates the distance is Euclidean, with all columns to the right already at their best.
+        whiten = solve_triangular(factor[own, own], np.eye(size))
+        chosen = choose(block, left[:, own], whiten / np.sqrt((whiten**2).mean()))
+        error = (left[:, own] - chosen) @ whiten
+        lost += float((error**2).sum())
+        left[:, own.stop :] -= error @ factor[own, own.stop :]
+    return lost
+
+
 def look_up(weight: Floats, table: Floats, factor: Doubles) -> tuple[Integers, float]:
     """Return the entry for each vector, each chosen and its error passed on before the next.
 
@@ -113,16 +155,11 @@ def look_up(weight: Floats, table: Floats, factor: Doubles) -> tuple[Integers, f
     """
     rows, columns = weight.shape
     size = table.shape[1]
-    left = weight.astype(np.float64)
     indices = np.empty((rows, columns // size), np.int32)
-    lost = 0.0
-    for block in range(columns // size):
-        own = slice(block * size, (block + 1) * size)
-        # In these coordinates the distance is Euclidean, with all columns to the right already at their best.
-        whiten = solve_triangular(factor[own, own], np.eye(size))
-        metric = whiten / np.sqrt((whiten**2).mean())
-        indices[:, block] = nearest((left[:, own] @ metric).astype(np.float32), (table @ metric).astype(np.float32))[0]
-        error = (left[:, own] - table[indices[:, block]]) @ whiten
-        lost += float((error**2).sum())
-        left[:, own.stop :] -= error @ factor[own, own.stop :]
-    return indices, lost
+
+    def choose(block: int, vectors: Doubles, metric: Doubles) -> Floats:
+        """Return the nearest entries."""
+        indices[:, block] = nearest((vectors @ metric).astype(np.float32), (table @ metric).astype(np.float32))[0]
+        return table[indices[:, block]]
+
+    return indices, in_turn(weight, size, factor, choose)
