@@ -17,14 +17,14 @@ from isthmus.bottlenecks.bits.comq import Comq, rescaled, sweep, visits
 from isthmus.bottlenecks.bits.fake_quantize import TERNARY, fake_quantize, paretoq_quantizer
 from isthmus.bottlenecks.bits.finequant import FineQuant, group_size
 from isthmus.bottlenecks.bits.floating import Fp6, fp6_codes, fp6_values, nearest_fp6, pack_4plus2, unpack_4plus2
-from isthmus.bottlenecks.bits.gptq import Gptq, damped, round_with_feedback
+from isthmus.bottlenecks.bits.gptq import Gptq, round_with_feedback
 from isthmus.bottlenecks.bits.grid import clipping, covering, fitted, peaks, rounded, top_of
 from isthmus.bottlenecks.bits.kmeans import kmeans, spread_centres
 from isthmus.bottlenecks.bits.llm_int8 import OutlierSplit
 from isthmus.bottlenecks.bits.paretoq import WIDTHS, ParetoQ, first_exponents
 from isthmus.bottlenecks.bits.squeezellm import SqueezeLlm
 from isthmus.bottlenecks.coder import Coder, MatrixStatistics, Setting
-from isthmus.bottlenecks.feedback import feedback_factor
+from isthmus.bottlenecks.feedback import damped, feedback_factor
 from isthmus.errors import BadInput
 from isthmus.relevance.sensitivity import Sensitivity
 from isthmus.storage.blobs import pack, unpack

@@ -33,3 +33,8 @@ def feedback_factor(hessian: Doubles) -> Doubles:
     except np.linalg.LinAlgError:
         raise BadInput("moments: not positive definite; collect them from more inputs or raise damping") from None
     return np.asarray(solve_triangular(upper, np.eye(len(hessian)), lower=False))
+
+
+def damped(moments: npt.NDArray[np.float64], damping: float) -> npt.NDArray[np.float64]:
+    """Return moments, ``(columns, columns)``, with a share of the mean of their diagonal added to it."""
+    return np.asarray(moments + damping * (float(np.diag(moments).mean()) or 1.0) * np.eye(len(moments)))

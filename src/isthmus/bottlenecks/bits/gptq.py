@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from isthmus.bottlenecks.bits.grid import (
     checked_moments,
@@ -26,7 +25,7 @@ from isthmus.bottlenecks.bits.grid import (
 )
 from isthmus.bottlenecks.checks import check_matrix
 from isthmus.bottlenecks.coder import Floats, MatrixStatistics, Setting
-from isthmus.bottlenecks.feedback import feedback_factor
+from isthmus.bottlenecks.feedback import damped, feedback_factor
 from isthmus.storage.coded import Integers, Uniform, scale_of
 
 
@@ -81,11 +80,6 @@ def grid(weight: Floats, blocks: int, top: int, importance: Floats | None = None
     """Return exponents of the scales of each row and group, shape ``(rows, blocks)``."""
     exponents = covering(peaks(weight, blocks), top)
     return fitted(weight, exponents, clipping(top), importance) if fit else exponents
-
-
-def damped(moments: npt.NDArray[np.float64], damping: float) -> npt.NDArray[np.float64]:
-    """Return moments, ``(columns, columns)``, with a share of the mean of their diagonal added to it."""
-    return np.asarray(moments + damping * (float(np.diag(moments).mean()) or 1.0) * np.eye(len(moments)))
 
 
 def round_with_feedback(

@@ -13,6 +13,7 @@ from scipy.linalg import solve_triangular
 from isthmus.bottlenecks.codebook.kmeans import kmeans, nearest
 from isthmus.bottlenecks.codebook.vectors import codebook, cut, entries_of, offered
 from isthmus.bottlenecks.coder import MatrixStatistics, Setting
+from isthmus.bottlenecks.feedback import damped as add_damping
 from isthmus.bottlenecks.feedback import feedback_factor
 from isthmus.errors import BadInput
 from isthmus.storage.coded import Codebook, scale_of
@@ -90,9 +91,7 @@ def damped(moments: Floats | None, columns: int, damping: float) -> Doubles:
         return np.eye(columns)
     if moments.shape != (columns, columns) or not np.isfinite(moments).all():
         raise BadInput(f"moments of shape {list(moments.shape)} for {columns} columns; measure them on finite inputs")
-    hessian = (moments.astype(np.float64) + moments.T) / 2
-    ridge = damping * float(np.diag(hessian).mean())
-    return np.asarray(hessian + (ridge if ridge > 0 else 1.0) * np.eye(columns))
+    return add_damping((moments.astype(np.float64) + moments.T) / 2, damping)
 
 
 def vector_weights(hessian: Doubles, exponents: Integers, size: int) -> Doubles:

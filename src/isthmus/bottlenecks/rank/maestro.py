@@ -13,6 +13,7 @@ from torch import Tensor
 
 from isthmus.bottlenecks.checks import check_matrix
 from isthmus.bottlenecks.coder import MatrixStatistics, Setting
+from isthmus.bottlenecks.feedback import damped
 from isthmus.bottlenecks.rank.products import product, ranks
 from isthmus.errors import BadInput
 from isthmus.storage.coded import Product
@@ -73,10 +74,11 @@ class Maestro:
         moments = np.diag(own.columns) if statistics.moments is None else statistics.moments.astype(np.float64)
         _check_moments(moments, weight.shape[1])
         down = np.sqrt(np.maximum(own.rows / (float(own.rows.mean()) or 1.0), _FLOOR))
-        damped = moments + self.damping * (float(np.trace(moments)) / len(moments) or 1.0) * np.eye(len(moments))
         trained = min(math.ceil(self.spare * setting.rank), *weight.shape)
         recipe = RankPrefix(trained, steps=self.steps, seed=seed)
-        found = train((down[:, None] * weight).astype(np.float32), damped.astype(np.float32), recipe)
+        found = train(
+            (down[:, None] * weight).astype(np.float32), damped(moments, self.damping).astype(np.float32), recipe
+        )
         left, right = found.left[:, : setting.rank] / down[:, None], found.right[: setting.rank]
         return product(left, right.astype(np.float64), setting.bits)
 
