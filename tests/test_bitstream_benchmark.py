@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import lzma
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
-from benchmarks.bitstream import bitstream_targets, by_turns, coded_at, measure_step, narrowest, section, write_all
+from benchmarks.bitstream import (
+    ONE,
+    bitstream_targets,
+    by_turns,
+    coded_at,
+    measure_step,
+    narrowest,
+    section,
+    write_all,
+)
 
 import networks
 from isthmus.errors import BadInput
@@ -29,9 +39,10 @@ def test_all_three_write_the_same_integers() -> None:
     assert [narrowest(code).dtype for code in codes.values()] == [np.int8, np.int16]
     written = write_all(codes)
     assert written.sizes == {
-        "isthmus": sum(len(pack(code)) for code in codes.values()),
+        "isthmus": sum(len(pack(replace(code, scales=ONE))) for code in codes.values()),
         "zstd": sum(len(zstandard.compress(array.tobytes(), 19)) for array in arrays),
         "xz": sum(len(lzma.compress(array.tobytes(), preset=9)) for array in arrays),
+        "with scales": sum(len(pack(code)) for code in codes.values()),
     }
     with pytest.raises(BadInput, match="more than 16 bits"):
         narrowest(uniform(1e5))
@@ -70,7 +81,7 @@ def test_a_network_is_coded_at_one_step() -> None:
 
 
 def made_up(ours: int, speed: float) -> dict[str, Any]:
-    sizes = {"isthmus": ours, "zstd": 1000, "xz": 1100}
+    sizes = {"isthmus": ours, "zstd": 1000, "xz": 1100, "with scales": ours + 10}
     speeds = {"isthmus": speed, "zstd": 900.0, "xz": 50.0}
     return {"step": 1e-4, "weights": 4000, "bits": 2.0, "bytes": sizes, "mb_per_second": speeds}
 
@@ -85,5 +96,5 @@ def test_targets_are_held_by_the_worst_row() -> None:
 def test_section() -> None:
     loading = {"float32": 0.5, "coded": 1.5, "float32_bytes": 9e7, "coded_bytes": 6e6}
     text = "\n".join(section({"rows": [made_up(850, 140)], "loading": loading}))
-    assert "| 2.00 | 0.00 | 0.00 (-15.0%) | 0.00 (-22.7%) | 140 | 900 | 50 |" in text
+    assert "| 2.00 | 0.00 | 0.00 | 0.00 (-15.0%) | 0.00 (-22.7%) | 140 | 900 | 50 |" in text
     assert "6.0 MB takes 1.5 s" in text

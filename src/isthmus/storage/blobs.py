@@ -264,10 +264,10 @@ def _read_integers(reader: _Reader, shape: Shape) -> Integers:
             total += magnitude(block)
     decoder.close()
     bound = reader.number(least=1, most=_BOUNDS[-1])
-    over = np.abs(matrix) >= bound
-    beyond = [reader.number(most=_FARTHEST) for _ in range(int(over.sum()))]
-    if beyond:
-        matrix[over] += np.sign(matrix[over]) * np.array(beyond, dtype=np.int32)
+    if matrix.max() >= bound or matrix.min() <= -bound:  # seldom, and finding where takes long
+        over = np.abs(matrix) >= bound
+        beyond = np.array([reader.number(most=_FARTHEST) for _ in range(int(over.sum()))], dtype=np.int32)
+        matrix[over] += np.sign(matrix[over]) * beyond
     return matrix
 
 
