@@ -131,7 +131,7 @@ class Bench:
             return {**identity, "refused": str(error)}
         codes = FAMILIES[point.family].codes
         asked = f"bytes={point.budget}", None, None, self.method, point.effort, codes, None, "float32"
-        order = Order(*asked, None, study.seed, study.engine)
+        order = Order(*asked, None, None, study.seed, study.engine)
         with tempfile.TemporaryDirectory(prefix="isthmus-families-") as folder:
             stages = StageStore(Path(folder) / "stages", {"point": vars(point)}, resume=False)
             done = recover_stage(study, order, planned, stages, started, lambda *_: None)

@@ -25,12 +25,13 @@ from isthmus.flow.coding import LEARNED, Codes, fit_scales
 from isthmus.flow.efforts import coding_recipe
 from isthmus.network import Network
 from isthmus.recovery.recipe import Recipe
-from isthmus.recovery.straight import Through, straight_through, trained_codes
+from isthmus.recovery.straight import straight_through, trained_codes
 from isthmus.recovery.teacher import teacher_outputs
 from isthmus.recovery.train import recover
 from isthmus.relevance.probe import measure_network
 from isthmus.storage.coded import Uniform, decode
 from isthmus.storage.holders import with_codes
+from isthmus.storage.rounding import Through
 
 QUICK = 20
 """Steps of a quick run."""

@@ -18,6 +18,7 @@ from isthmus import _loader
 from isthmus.errors import BadArtifact, BadInput, IsthmusError
 from isthmus.storage.artifact import check_output, read_record, save_artifact, update_record, verify_artifact
 from isthmus.storage.files import writing
+from isthmus.storage.narrowing import VERSION
 from isthmus.storage.stages import StageStore
 from isthmus.storage.weights import (
     check_weight_files,
@@ -66,7 +67,8 @@ TAMPERED = {
     "attribute name": lambda q: q["attributes"]["encoder.layer.0.attention.self"].update(forward=1),
     "attribute table": lambda q: q["attributes"].update({"encoder.layer.0": 3}),
     "module": lambda q: q["attributes"].update({"decoder": {"size": 3}}),
-    "version": lambda q: q.update(version=3),
+    "version": lambda q: q.update(version=VERSION + 1),
+    "inputs": lambda q: q.update(inputs={"embeddings.LayerNorm": 4}),
     "no version": lambda q: q.update(version=None),
     "field": lambda q: q.update(other=1),
 }

@@ -97,7 +97,8 @@ class Plan(_Record):
     """The decisions for a whole network.
 
     ``predicted`` and ``original`` give the rates (params, bytes, macs, latency in ms) by currency; ``distortion``
-    is the predicted loss in nats before recovery. ``precision`` is that of what the engine runs.
+    is the predicted loss in nats before recovery. ``precision`` is that of what the engine runs; ``activations`` are
+    the bits that what enters linear maps is rounded to (None: not at all).
     """
 
     version: int = PLAN_VERSION
@@ -109,6 +110,7 @@ class Plan(_Record):
     decisions: tuple[Decision, ...]
     codings: tuple[Coding, ...] = ()
     precision: str = "float32"
+    activations: int | None = Field(default=None, ge=2, le=8)
     original: dict[str, float] = {}
     predicted: dict[str, float] = {}
     distortion: float = 0.0

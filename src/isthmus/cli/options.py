@@ -39,6 +39,10 @@ Sites = Annotated[
 Precision = Annotated[
     str, typer.Option("--precision", metavar="NAME", help="What the engine computes in: float32, w8a8, int8 or int4.")
 ]
+Activations = Annotated[
+    int | None,
+    typer.Option("--activations", metavar="BITS", help="Round what enters linear maps to so many bits.", min=2, max=8),
+]
 Time = Annotated[str | None, typer.Option("--time", metavar="20min", help="At most this long: 90s, 20min or 1h.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same artifact.")]
 PlanSeed = Annotated[

@@ -27,6 +27,7 @@ from isthmus.export.plain import plain_model
 from isthmus.network import Network
 from isthmus.storage.artifact import check_output
 from isthmus.storage.files import writing
+from isthmus.storage.rounding import rounded_inputs
 from isthmus.storage.sentences import write_sentence_files
 from isthmus.storage.weights import WEIGHTS_FILE, check_weights
 
@@ -86,8 +87,8 @@ def write_compressed_tensors(
     Raises
     ------
     BadInput
-        If an option cannot be used, the shape cannot be said, no matrix can be packed, a weight is too large for
-        ``dtype`` or not finite, or the folder cannot be written to.
+        If an option cannot be used, activations are rounded, the shape cannot be said, no matrix can be packed, a
+        weight is too large for ``dtype`` or not finite, or the folder cannot be written to.
     IsthmusError
         If the disk is full.
     """
@@ -95,6 +96,8 @@ def write_compressed_tensors(
     path = Path(folder)
     check_output(path)
     check_weights(network.model.state_dict(), network.name)
+    if rounded_inputs(network.model):
+        raise BadInput(f"compressed-tensors: {network.name} rounds its activations; export it in float32")
     model = plain_model(network)
     partial = path.absolute().with_name(f".{path.absolute().name}.partial")
     try:

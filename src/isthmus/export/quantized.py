@@ -29,6 +29,7 @@ import numpy as np
 from isthmus.errors import BadInput
 from isthmus.export.engines import engine_batches, export_network, find_engine
 from isthmus.memory import give_back
+from isthmus.storage.rounding import rounded_inputs
 
 if TYPE_CHECKING:
     from isthmus.export.engines import Batch
@@ -96,13 +97,15 @@ def export_quantized(
     ------
     BadInput
         If engine or precision is unknown, a package is not installed, there are no texts to calibrate on, the
-        network has no tokenizer to read them with, or the group is below 1.
+        network has no tokenizer to read them with or rounds activations by itself, or the group is below 1.
     """
     check_precision(engine, precision)
     if group < 1:
         raise BadInput(f"group {group}: is no number of inputs; give for example 32")
     if precision == FLOAT:
         return export_network(network, engine, path)
+    if rounded_inputs(network.model):
+        raise BadInput(f"precision {precision}: {network.name} rounds its activations itself; export it in {FLOAT}")
     batches = _calibration(network, texts) if precision == CALIBRATED else []
     with tempfile.TemporaryDirectory(prefix="isthmus-quantized-") as folder:
         whole = export_network(network, engine, folder)

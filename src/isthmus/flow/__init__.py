@@ -83,6 +83,7 @@ def plan(
     codes: str = DEFAULT_CODES,
     sites: str = "all",
     precision: str = "float32",
+    activations: int | None = None,
     seed: int = 0,
     engine: str = "openvino",
     progress: Progress | None = None,
@@ -104,6 +105,8 @@ def plan(
         The kinds of sites that may become narrower, parted by commas; ``all``, or ``none`` to take no units away.
     precision : str
         What the engine computes in: ``float32``, or ``w8a8``, ``int8`` or ``int4``, see ``isthmus.export.quantized``.
+    activations : int, optional
+        Bits that what enters each linear map is rounded to; by default it stays as it is.
 
     Returns
     -------
@@ -117,6 +120,7 @@ def plan(
         If a method, effort, engine or kind of site is unknown.
     """
     from isthmus.export.quantized import check_precision
+    from isthmus.flow.activations import add_rounding, check_activations
     from isthmus.flow.efforts import check_effort
     from isthmus.flow.floors import search_floor
     from isthmus.flow.planning import make_plan
@@ -128,13 +132,15 @@ def plan(
     check_effort(effort)
     coders = _coders(codes)
     check_precision(engine, precision)
+    check_activations(activations, to=to, keep=keep, precision=precision)
     budget = None if to is None else parse_budget(to)
     study = start_study(network, task, kinds=_kinds(sites), seed=seed, engine=engine)
     if budget is None:
         return search_floor(study, floor or 1.0, method=method, progress=progress or silent).plan
-    return make_plan(
+    planned = make_plan(
         study, budget, method=method, effort=effort, codes=coders, precision=precision, progress=progress or silent
-    ).plan
+    )
+    return add_rounding(study, planned, activations).plan
 
 
 def narrow(
@@ -149,6 +155,7 @@ def narrow(
     codes: str = DEFAULT_CODES,
     sites: str = "all",
     precision: str = "float32",
+    activations: int | None = None,
     time: float | None = None,
     seed: int | None = None,
     engine: str = "openvino",
@@ -170,6 +177,8 @@ def narrow(
         The kinds of sites that may become narrower, parted by commas; ``all``, or ``none`` to take no units away.
     precision : str
         What the engine computes in: ``float32``, or ``w8a8``, ``int8`` or ``int4``, see ``isthmus.export.quantized``.
+    activations : int, optional
+        Bits that what enters each linear map is rounded to; by default it stays as it is.
     time : float, optional
         Seconds that the whole may take; recovery is shortened or lengthened to fit.
     seed : int, optional
@@ -191,6 +200,7 @@ def narrow(
         If an option is unknown, the output folder is not empty, or stages of other arguments are to be resumed.
     """
     from isthmus.export.quantized import check_precision
+    from isthmus.flow.activations import check_activations
     from isthmus.flow.efforts import check_effort
     from isthmus.flow.narrowing import narrow as carry_out
     from isthmus.flow.order import Order
@@ -202,6 +212,7 @@ def narrow(
     check_effort(effort)
     coders = _coders(codes)
     check_precision(engine, precision)
+    check_activations(activations, to=to, keep=keep, precision=precision)
     if to is not None:
         parse_budget(to)
     folder = None if out is None else Path(out)
@@ -210,7 +221,7 @@ def narrow(
     if seed is None:
         seed = 0 if plan is None else plan.seed
     decided = plan.method if plan else method
-    order = Order(to, floor, plan, decided, effort, coders, _kinds(sites), precision, time, seed, engine)
+    order = Order(to, floor, plan, decided, effort, coders, _kinds(sites), precision, activations, time, seed, engine)
     return carry_out(network, task, order, out=folder, resume=resume, progress=progress or silent)
 
 

@@ -20,6 +20,7 @@ from isthmus.errors import BadInput, IsthmusError
 from isthmus.export.quantized import FLOAT
 from isthmus.export.saved import save_export
 from isthmus.flow import record as records
+from isthmus.flow.activations import add_rounding
 from isthmus.flow.floors import search_floor
 from isthmus.flow.order import Order
 from isthmus.flow.planning import Planned, check_plan, kept_of, make_plan, predicted_anew
@@ -159,7 +160,7 @@ def _decide(study: Study, order: Order, progress: Progress) -> Planned:
         check_plan(study, order.plan)
         return Planned(predicted_anew(study, order.plan), Relevance(order.plan.method, {}))
     if order.to is not None:
-        return make_plan(
+        planned = make_plan(
             study,
             parse_budget(order.to),
             method=order.method,
@@ -168,6 +169,7 @@ def _decide(study: Study, order: Order, progress: Progress) -> Planned:
             precision=order.precision,
             progress=progress,
         )
+        return add_rounding(study, planned, order.activations)
     if order.keep is None:
         raise BadInput("narrow: neither a budget nor a floor; give --to params=50% or --keep 98%")
     return search_floor(study, order.keep, method=order.method, progress=progress)

@@ -19,6 +19,7 @@ class Order:
     codes: tuple[str, ...]
     sites: tuple[str, ...] | None
     precision: str
+    activations: int | None
     time: float | None
     seed: int
     engine: str

@@ -10,6 +10,7 @@ import numpy as np
 
 from isthmus.budget import parse_budget
 from isthmus.errors import UnreachableBudget
+from isthmus.flow.activations import with_rounded_inputs
 from isthmus.flow.coding import (
     code_matrices,
     file_bytes,
@@ -71,7 +72,7 @@ def recover_stage(
     plan = planned.plan
     kept = kept_of(plan)
     progress("cut", 0, 1)
-    student = cut(study, kept)
+    student = _narrower(study, plan)
     before = measure_network(study.probe, _coded_at_once(study, plan, student))
     progress("cut", 1, 1)
     curves = [asdict(curve) for curve in planned.relevance.curves]
@@ -99,13 +100,17 @@ def recover_stage(
         student = with_codes(student, codes)
     after = measure_network(study.probe, student)
     if plan.codings and after > before:  # a network that lost next to nothing can be spoilt by fitting it once more
-        student, after = _coded_at_once(study, plan, cut(study, kept)), before
+        student, after = _coded_at_once(study, plan, _narrower(study, plan)), before
     distortion = {
         "predicted": plan.distortion,
         "measured_before_recovery": before,
         "measured_after_recovery": after,
     }
     return Trained(student, curves, distortion, recipe, coding)
+
+
+def _narrower(study: Study, plan: Plan) -> Network:
+    return with_rounded_inputs(cut(study, kept_of(plan)), plan.activations)
 
 
 def _coded_at_once(study: Study, plan: Plan, student: Network) -> Network:

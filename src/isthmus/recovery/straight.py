@@ -21,6 +21,7 @@ from isthmus.bottlenecks.bits.fake_quantize import Quantizer, fake_quantize
 from isthmus.bottlenecks.bits.grid import LEAST, MOST
 from isthmus.errors import BadInput
 from isthmus.storage.coded import FINENESS, Coded, Integers, Uniform, decode, scale_of, stretch
+from isthmus.storage.rounding import Through
 
 
 class Rounded(nn.Module):
@@ -54,20 +55,6 @@ class Rounded(nn.Module):
                 )
         through: Tensor = Through.apply(weight, rounded)  # type: ignore[no-untyped-call]
         return through
-
-
-class Through(torch.autograd.Function):
-    """Gives back its second argument, and hands the gradient to the first."""
-
-    @staticmethod
-    def forward(ctx: object, weight: Tensor, rounded: Tensor) -> Tensor:
-        """Return the rounded weight."""
-        return rounded
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient as that of the weight."""
-        return gradients[0], None
 
 
 class Learned(nn.Module):

@@ -29,6 +29,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         Parameter name, after layers are removed, to its shape.
     attributes : dict
         Module path to integer attributes.
+    inputs : dict or None
+        Module path to the bits that the input of that linear map is rounded to; None where none is.
     coded : dict or None
         Parameter name to the bytes of its code in the weight file; None where weights are plain.
     """
@@ -39,6 +41,7 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         layers: dict[str, Any] | None = None,
         shapes: dict[str, list[int]] | None = None,
         attributes: dict[str, dict[str, int]] | None = None,
+        inputs: dict[str, int] | None = None,
         coded: dict[str, int] | None = None,
         quant_method: str = METHOD,
         **unknown: Any,
@@ -54,6 +57,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.layers = layers
         self.shapes = shapes or {}
         self.attributes = attributes or {}
+        if inputs is not None:
+            self.inputs = inputs
         if coded is not None:
             self.coded = coded
 

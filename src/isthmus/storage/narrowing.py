@@ -2,7 +2,8 @@
 
 A narrowed model has shapes that no config field can say (uneven heads and neurons). Its config therefore keeps the
 shape it was built from, and ``quantization_config`` says what was taken away: ``layers`` that stay, the ``shapes`` of
-narrowed parameters and the integer ``attributes`` of modules that follow them.
+narrowed parameters and the integer ``attributes`` of modules that follow them; and the ``inputs`` of linear maps that
+are rounded.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from torch import nn
 
 from isthmus.errors import BadArtifact, UnsupportedNetwork
 from isthmus.storage.holders import expect_coded
+from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, RoundedLinear, round_inputs, rounded_inputs
 
 METHOD = "isthmus"
-VERSION = 2  # 2: weights may be coded
+VERSION = 3  # 2: weights may be coded; 3: inputs may be rounded
 
 # Attributes that say the shape of a parameter: they follow from it and are not written down.
 _FROM_SHAPES = {"in_features", "out_features", "num_embeddings", "embedding_dim"}
@@ -60,7 +62,8 @@ def describe_narrowing(
     """
     skeleton = built(model)
     # What needs nothing newer says so, and older releases open it.
-    version = VERSION if coded else 1
+    inputs = rounded_inputs(model)
+    version = 3 if inputs else 2 if coded else 1
     description: dict[str, Any] = {"quant_method": METHOD, "version": version, "layers": None}
     removed = _removed_layers(skeleton, model, dict(layers or {}))
     if removed is not None:
@@ -74,9 +77,11 @@ def describe_narrowing(
         name: list(tensor.shape) for name, tensor in new.items() if tensor.shape != old[name].shape
     }
     description["attributes"] = _changed_attributes(skeleton, model)
+    if inputs:
+        description["inputs"] = inputs
     if coded:
         description["coded"] = dict(coded)
-    elif not (description["layers"] or description["shapes"] or description["attributes"]):
+    elif not any(description.get(part) for part in ("layers", "shapes", "attributes", "inputs")):
         return None
     try:
         apply_narrowing(skeleton, {**description, "layers": None, "coded": None}, type(skeleton).__name__)
@@ -156,7 +161,7 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
         raise BadArtifact(f"config.json: quantization_config has version {version!r}; narrow the network again")
     if version > VERSION:
         raise BadArtifact(f"config.json: written by a newer isthmus (version {version}); upgrade isthmus")
-    parts = {name: description.get(name) or {} for name in ("layers", "shapes", "attributes", "coded")}
+    parts = {name: description.get(name) or {} for name in ("layers", "shapes", "attributes", "inputs", "coded")}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise _misfit(f"{name} is not a table")
@@ -178,6 +183,7 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
         _narrow_unsaved(model, prefix, touched)
     _set_attributes(model, parts["attributes"], prefix, strict)
     _refresh(model)
+    _round_inputs(model, parts["inputs"], prefix, strict)
     if parts["coded"]:
         known = _parameters(model)
         expect_coded(model, parts["coded"], lambda name: _find(name, known, prefix))
@@ -266,6 +272,21 @@ def _set_attributes(model: nn.Module, attributes: Mapping[str, Any], prefix: str
             if name not in known or type(value) is not int or not 0 <= value <= known[name]:
                 raise _misfit(f"attribute {name} of {path} cannot be {value!r}")
             setattr(modules[found], name, value)
+
+
+def _round_inputs(model: nn.Module, inputs: Mapping[str, Any], prefix: str, strict: bool) -> None:
+    modules = dict(model.named_modules())
+    for path, bits in inputs.items():
+        found = _find(path, modules, prefix)
+        if found is None:
+            if strict:
+                raise _misfit(f"there is no module {path}")
+            continue
+        if type(modules[found]) not in (nn.Linear, RoundedLinear):
+            raise _misfit(f"{path} is not a linear map")
+        if type(bits) is not int or not LEAST_BITS <= bits <= MOST_BITS:
+            raise _misfit(f"inputs of {path} of {bits!r} bits")
+        round_inputs(model, {found: bits})
 
 
 def _refresh(model: nn.Module) -> None:
