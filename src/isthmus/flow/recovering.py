@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from isthmus.flow.coding import (
 from isthmus.flow.efforts import coding_recipe, most_steps, recipe_for, step_seconds, steps_within, with_steps
 from isthmus.flow.order import Order
 from isthmus.flow.planning import Planned, kept_of
+from isthmus.flow.solving import solve
 from isthmus.flow.study import Study, cut
 from isthmus.flow.together import from_main
 from isthmus.network import Network
@@ -68,19 +70,23 @@ class Trained:
 def recover_stage(
     study: Study, order: Order, planned: Planned, stages: StageStore, started: float, progress: Progress
 ) -> Trained:
-    """Cut, train and code; weights on the way and at the end are kept in the stages."""
+    """Cut, solve, train and code; weights on the way and at the end are kept in the stages.
+
+    Without training it is cut, solved and coded.
+    """
     plan = planned.plan
     kept = kept_of(plan)
     progress("cut", 0, 1)
     student = _narrower(study, plan)
     before = measure_network(study.probe, _coded_at_once(study, plan, student))
     progress("cut", 1, 1)
+    student, solved = _solved(study, student, kept, stages, progress)
     curves = [asdict(curve) for curve in planned.relevance.curves]
     recipe: Recipe | None = None
     coding: Recipe | None = None
     # What lost no units has nothing to recover from before it is coded.
     if order.effort != "none" and (kept or not plan.codings):
-        recipe = from_main(lambda: _recipe_stage(study, order, plan, student, stages, started, progress))
+        recipe = from_main(lambda: _recipe_stage(study, order, plan, student, solved, stages, started, progress))
         done = _train(study, order, plan, student, recipe, stages, "recovery", progress)
         student, recipe = done.network, replace(recipe, steps=done.steps)
         curves += _curves("recovery", done)
@@ -107,6 +113,23 @@ def recover_stage(
         "measured_after_recovery": after,
     }
     return Trained(student, curves, distortion, recipe, coding)
+
+
+def _solved(
+    study: Study, student: Network, kept: Mapping[str, Sequence[int]], stages: StageStore, progress: Progress
+) -> tuple[Network, bool]:
+    """Solve projections anew, and say whether it was of use; a stage, for a resumed run must find the same numbers."""
+    if not kept:
+        return student, False
+    if not from_main(lambda: stages.done("solved")):
+        found = solve(study, student, kept, progress)
+        weights = {} if found is None else found.model.state_dict()
+        from_main(lambda: stages.save("solved", weights, {"solved": found is not None}))
+        return found or student, found is not None
+    weights, data = from_main(lambda: stages.load("solved"))
+    if data["solved"]:
+        student.model.load_state_dict(weights)
+    return student, bool(data["solved"])
 
 
 def _narrower(study: Study, plan: Plan) -> Network:
@@ -207,11 +230,19 @@ def _coding_recipe(
 
 
 def _recipe_stage(
-    study: Study, order: Order, plan: Plan, student: Network, stages: StageStore, started: float, progress: Progress
+    study: Study,
+    order: Order,
+    plan: Plan,
+    student: Network,
+    solved: bool,
+    stages: StageStore,
+    started: float,
+    progress: Progress,
 ) -> Recipe:
     """Decide how many steps to train after the cut."""
     share = plan.predicted["params"] / plan.original["params"]
-    recipe = _with_labels(study, recipe_for(order.effort, share, classifier=study.network.pooling == "logits"))
+    classifier = study.network.pooling == "logits"
+    recipe = _with_labels(study, recipe_for(order.effort, share, classifier=classifier, solved=solved))
     part = 0.5 if plan.codings else 1.0  # the rest of the time is for training on the grids of the codes
     return _timed(study, order, recipe, student, stages, "preflight", started, part, progress)
 
