@@ -34,6 +34,7 @@ OWN = {
     "maestro": "maestro",
     "paretoq": "paretoq",
     "bitnet-b158-reloaded": "bitnet_b158_reloaded",
+    "int4-w4a4": "int4_w4a4",
 }
 """Claims that measure more than codes, or code otherwise; the module of each has a ``run``."""
 CLAIMS = ("vtrans", *CODING, *OWN)

@@ -175,10 +175,14 @@ class Trainer(Workbench):
         scored = "pairs held out of STS-B train" if "validation" in self.task.name else "STS-B dev"
         return EXPERIMENT.format(model=self.network.name, steps=self.steps, texts=len(self.texts), scored=scored)
 
+    def student(self, arm: Arm) -> Network:
+        """Return what an arm trains: a copy of the original."""
+        return replace(self.network, model=copy.deepcopy(self.network.model))
+
     def train(self, arm: Arm, point: Point, codes: Codes) -> tuple[Network, Codes]:
         """Return a network trained on the grids of codes, and its codes."""
         settings = self.settings(arm, point.level)
-        student = replace(self.network, model=copy.deepcopy(self.network.model))
+        student = self.student(arm)
         quantizers = quantizers_for(settings)
         anew = {
             name: Recoded(coder, self.statistics[name], setting)
@@ -198,7 +202,7 @@ class Trainer(Workbench):
         """Run one point: code, train, code anew, score."""
         started = time.monotonic()
         codes = self.codes(arm, point.level, point.seed)
-        plain = with_codes(self.network, codes)
+        plain = with_codes(self.student(arm), codes)
         before = [measure_network(probe, plain) for probe in self.probes]
         student, made = self.train(arm, point, codes)
         seconds = time.monotonic() - started

@@ -24,7 +24,8 @@ class MethodInfo:
     ----------
     name : str
         What ``--method`` or ``--codes`` takes, or the name of a metric.
-    role : {"method", "coder", "measure"}
+    role : {"method", "coder", "step", "measure"}
+        A step is part of the flow: asked for by an option or a command of its own, or always taken.
     slug : str or None
         Its row in the catalogue of papers.
     family : str
@@ -42,7 +43,7 @@ class MethodInfo:
     """
 
     name: str
-    role: Literal["method", "coder", "measure"]
+    role: Literal["method", "coder", "step", "measure"]
     slug: str | None
     family: str
     file: str
@@ -53,7 +54,7 @@ class MethodInfo:
 
 
 def methods() -> list[MethodInfo]:
-    """Return every method of relevance, every coder and every measure, in the order of their registries."""
+    """Return every method of relevance, coder, step and measure, in the order of their registries."""
     from isthmus.bottlenecks.registry import CODERS
     from isthmus.relevance.registry import ESTIMATORS
 
@@ -61,6 +62,7 @@ def methods() -> list[MethodInfo]:
     return [
         *(_method(name, make(), verdicts) for name, make in ESTIMATORS.items()),
         *(_coder(name, make(), verdicts) for name, make in CODERS.items()),
+        *_steps(verdicts),
         *_measures(verdicts),
     ]
 
@@ -93,6 +95,28 @@ def _coder(name: str, coder: Any, verdicts: dict[str, str]) -> MethodInfo:
         verdict=verdicts.get(coder.slug or "", verdicts.get(name)),
         summary=_summary(type(coder)),
     )
+
+
+def _steps(verdicts: dict[str, str]) -> list[MethodInfo]:
+    from isthmus.allocation.joint import search
+    from isthmus.flow.activations import with_rounded_inputs
+    from isthmus.flow.delta import make_delta
+    from isthmus.flow.solving import solve
+    from isthmus.recovery.tuned_codes import tune_codes
+
+    found: tuple[tuple[str, str | None, str, tuple[str, ...], Any], ...] = (
+        ("joint", "rd-layer-pruning", "allocation", ("matrix",), search),
+        ("solve", None, "structural-pruning", ("width", "heads", "neurons"), solve),
+        ("tuned-codes", "pv-tuning", "codebook", ("matrix",), tune_codes),
+        ("--activations", "int4-w4a4", "quantization", ("activations",), with_rounded_inputs),
+        ("delta", "ere-delta", "deltas", ("matrix",), make_delta),
+    )
+    return [
+        MethodInfo(
+            name, "step", slug, family, _file(thing), kinds, _RUN_BY, verdicts.get(slug or name), _summary(thing)
+        )
+        for name, slug, family, kinds, thing in found
+    ]
 
 
 def _measures(verdicts: dict[str, str]) -> list[MethodInfo]:
@@ -141,7 +165,12 @@ def read_verdicts(folder: Path) -> dict[str, str]:
 def markdown(infos: Sequence[MethodInfo]) -> str:
     """Return the tables of methods and of measures as Markdown."""
     parts = []
-    headings = (("method", "Methods of relevance"), ("coder", "Coders of matrices"), ("measure", "Measures"))
+    headings = (
+        ("method", "Methods of relevance"),
+        ("coder", "Coders of matrices"),
+        ("step", "Steps of the flow"),
+        ("measure", "Measures"),
+    )
     for role, heading in headings:
         rows = [info for info in infos if info.role == role]
         parts.append(f"## {heading}\n")
