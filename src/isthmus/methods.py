@@ -104,18 +104,32 @@ def _steps(verdicts: dict[str, str]) -> list[MethodInfo]:
     from isthmus.flow.solving import solve
     from isthmus.recovery.tuned_codes import tune_codes
 
-    found: tuple[tuple[str, str | None, str, tuple[str, ...], Any], ...] = (
-        ("joint", "rd-layer-pruning", "allocation", ("matrix",), search),
-        ("solve", None, "structural-pruning", ("width", "heads", "neurons"), solve),
-        ("tuned-codes", "pv-tuning", "codebook", ("matrix",), tune_codes),
-        ("--activations", "int4-w4a4", "quantization", ("activations",), with_rounded_inputs),
-        ("delta", "ere-delta", "deltas", ("matrix",), make_delta),
+    units = ("width", "heads", "neurons")
+    found: tuple[tuple[str, str | None, str, tuple[str, ...], Any, str], ...] = (
+        (
+            *("joint", "rd-layer-pruning", "allocation", (*units, "matrix"), search),
+            "One price of a byte for units and codes alike, and the plan that loses least at it.",
+        ),
+        (
+            *("solve", None, "structural-pruning", units, solve),
+            "Projections solved anew after a cut, layer by layer, by least squares.",
+        ),
+        (
+            *("tuned-codes", "pv-tuning", "codebook", ("matrix",), tune_codes),
+            "Tables and indices of codes, tuned on the divergence from the original.",
+        ),
+        (
+            *("activations", "int4-w4a4", "quantization", ("activations",), with_rounded_inputs),
+            "What enters linear maps, rounded to a few bits a token and trained for.",
+        ),
+        (
+            *("delta", "ere-delta", "deltas", ("matrix",), make_delta),
+            "A fine-tuned network as changes of its base, of low rank and few bits.",
+        ),
     )
     return [
-        MethodInfo(
-            name, "step", slug, family, _file(thing), kinds, _RUN_BY, verdicts.get(slug or name), _summary(thing)
-        )
-        for name, slug, family, kinds, thing in found
+        MethodInfo(name, "step", slug, family, _file(thing), kinds, _RUN_BY, verdicts.get(slug or name), summary)
+        for name, slug, family, kinds, thing, summary in found
     ]
 
 
