@@ -6,12 +6,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from isthmus.errors import IsthmusError
 from isthmus.flow.study import Study
 from isthmus.flow.together import from_main
-from isthmus.network import Network
+from isthmus.network import Network, tokenize
 from isthmus.progress import Progress, silent
 from isthmus.recovery.reconstruct import reconstruct
 from isthmus.relevance.probe import measure_network
@@ -19,6 +20,9 @@ from isthmus.sites import discover
 
 TEXTS = 1024
 """Of all-MiniLM-L6-v2 at half, cut by ``fisher`` (0.60 nats on the probe), 512 texts leave 0.35, 2,048 leave 0.32."""
+
+TOKENS = 1 << 15
+"""At most so many: both networks' streams of all of them are held at once."""
 
 
 def solve(
@@ -38,7 +42,7 @@ def solve(
 
     def step() -> dict[str, torch.Tensor] | None:
         try:
-            reconstruct(solved, study.network, discover(study.network), kept, study.texts[:TEXTS], progress=progress)
+            reconstruct(solved, study.network, discover(study.network), kept, _texts(study), progress=progress)
         except IsthmusError:
             progress("reconstruct", 1, 1, "left out")
             return None
@@ -50,3 +54,11 @@ def solve(
         return None
     solved.model.load_state_dict(weights)
     return solved
+
+
+def _texts(study: Study) -> Sequence[str]:
+    """Return the first texts, as many as are wanted and can be held."""
+    texts = study.texts[:TEXTS]
+    # Counted text by text: padding is cut off again in batches of like length.
+    counts = [int(tokenize(study.network, [text])["attention_mask"].sum()) for text in texts]
+    return texts[: max(1, int(np.searchsorted(np.cumsum(counts), TOKENS, side="right")))]

@@ -1,0 +1,77 @@
+"""Solving after a cut: it brings the network closer, the same each time, or is left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import isthmus
+import small
+from isthmus.errors import IsthmusError
+from isthmus.flow import solving
+from isthmus.flow.solving import solve
+from isthmus.flow.study import Study, cut, start_study
+from isthmus.network import tokenize
+from isthmus.relevance.probe import measure_network
+from isthmus.storage.opening import open as open_network
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("solving")
+    network = open_network(small.write_network(folder / "tiny"))
+    return start_study(network, isthmus.task(f"text:{small.write_text(folder / 'text.txt', 400)}"))
+
+
+def halved(study: Study) -> dict[str, tuple[int, ...]]:
+    return {site.name: tuple(range(0, site.units, 2)) for site in study.sites if site.kind in ("heads", "neurons")}
+
+
+def test_what_is_solved_is_closer_and_the_same_each_time(study: Study) -> None:
+    kept = halved(study)
+    student = cut(study, kept)
+    before = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+    solved, again = solve(study, student, kept), solve(study, student, kept)
+    assert solved is not None
+    assert again is not None
+    assert measure_network(study.probe, solved) < 0.8 * measure_network(study.probe, student)
+    for name, tensor in solved.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name])
+        assert tensor.shape == before[name].shape
+        assert torch.equal(student.model.state_dict()[name], before[name]), "what was given is left as it is"
+
+
+def test_it_is_left_out_where_it_is_of_no_use(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = halved(study)
+    whole = replace(study.network, name="whole")
+    assert solve(study, whole, {}) is None, "nothing was lost, so nothing can come closer"
+    apart = cut(study, kept)
+    monkeypatch.setattr(solving, "reconstruct", _refuse)
+    assert solve(study, apart, kept) is None
+
+
+def _refuse(*arguments: object, **named: object) -> None:
+    raise IsthmusError("reconstruction: no text has the same tokens in both networks; give more texts")
+
+
+def test_texts_are_bounded_by_their_tokens(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solving, "TOKENS", 60)
+    texts = solving._texts(study)
+    counts = [int(tokenize(study.network, [text])["attention_mask"].sum()) for text in study.texts]
+    assert list(texts) == list(study.texts[: len(texts)])
+    assert sum(counts[: len(texts)]) <= 60 < sum(counts[: len(texts) + 1])
+    monkeypatch.setattr(solving, "TOKENS", 1)
+    assert len(solving._texts(study)) == 1
+
+
+def test_without_training_it_is_solved_and_the_record_says_by_how_much(study: Study, tmp_path: Path) -> None:
+    made = isthmus.narrow(
+        study.network, study.task, to="params=70%", method="magnitude", effort="none", out=tmp_path / "small"
+    )
+    distortion = made.record["measurements"]["distortion"]
+    assert distortion["measured_after_recovery"] <= distortion["measured_before_recovery"]
+    opened = open_network(tmp_path / "small")
+    assert measure_network(study.probe, opened) == pytest.approx(distortion["measured_after_recovery"], rel=1e-4)
