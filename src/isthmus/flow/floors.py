@@ -15,6 +15,7 @@ from isthmus.allocation.reach import smallest_rates
 from isthmus.budget import parse_budget
 from isthmus.flow.efforts import recipe_for
 from isthmus.flow.planning import Planned, flat_relevance, kept_of, make_plan
+from isthmus.flow.solving import solve
 from isthmus.flow.study import Study, cut, original_rates, rates_for
 from isthmus.flow.together import from_main
 from isthmus.network import Network, embed
@@ -53,9 +54,17 @@ def search_floor(study: Study, floor: float, *, method: str, progress: Progress 
         planned = make_plan(searched, budget, method=method, effort="faster", vocabulary=vocabulary, progress=progress)
         tried[share] = planned
         kept = kept_of(planned.plan)
-        recipe = replace(recipe_for("faster", share, classifier=logits), steps=SEARCH_STEPS, evaluate_every=0)
+        student = cut(searched, kept)
+        solved = solve(searched, student, kept, progress)
+        recipe = recipe_for("faster", share, classifier=logits, solved=solved is not None)
         recovered = recover(
-            cut(searched, kept), study.network, searched.texts, recipe, kept=kept, seed=study.seed, progress=progress
+            solved or student,
+            study.network,
+            searched.texts,
+            replace(recipe, steps=SEARCH_STEPS, evaluate_every=0),
+            kept=kept,
+            seed=study.seed,
+            progress=progress,
         )
         run = _embedder(recovered.network)
         value = from_main(lambda: evaluate(run, validation, reference, logits=logits, seed=study.seed).value)
