@@ -27,6 +27,7 @@ from isthmus.flow.planning import Planned, kept_of
 from isthmus.flow.solving import solve
 from isthmus.flow.study import Study, cut
 from isthmus.flow.together import from_main
+from isthmus.memory import give_back
 from isthmus.network import Network
 from isthmus.plan import Plan
 from isthmus.progress import Progress, silent
@@ -125,6 +126,7 @@ def _solved(
         found = solve(study, student, kept, progress)
         weights = {} if found is None else found.model.state_dict()
         from_main(lambda: stages.save("solved", weights, {"solved": found is not None}))
+        give_back()  # the streams of all texts were held
         return found or student, found is not None
     weights, data = from_main(lambda: stages.load("solved"))
     if data["solved"]:
