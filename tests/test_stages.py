@@ -11,7 +11,7 @@ import torch
 
 from isthmus.errors import BadInput
 from isthmus.storage.packing import pack, random_state, set_random_state, unpack
-from isthmus.storage.stages import StageStore
+from isthmus.storage.stages import StageStore, _apart
 
 
 def test_stages_are_resumed(tmp_path: Path) -> None:
@@ -120,3 +120,23 @@ def test_packing_keeps_what_json_loses() -> None:
     assert unpack(tensors, json.loads(json.dumps(data))) == state
     with pytest.raises(TypeError, match="cannot be packed"):
         pack({"f": print})
+
+
+def test_only_what_shares_memory_is_copied(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    given = {
+        "whole": whole,
+        "again": whole,
+        "row": whole[1],
+        "turned": whole.T,
+        "empty": torch.empty(0),
+        "none": torch.empty(0),
+    }
+    apart = _apart(given)
+    assert apart["whole"].data_ptr() == whole.data_ptr()
+    assert len({tensor.data_ptr() for tensor in apart.values() if tensor.numel()}) == 4
+    stages = StageStore(tmp_path / "stages", {}, resume=False)
+    stages.save("tensors", given, {})
+    found, _ = stages.load("tensors")
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in given.items())

@@ -119,8 +119,7 @@ class StageStore:
         from safetensors.torch import save_file
 
         path = self._path(name)
-        # Clones, because the format allows no two tensors to share memory.
-        contents = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+        contents = _apart(tensors)
         size = sum(tensor.numel() * tensor.element_size() for tensor in contents.values())
         partial = self.folder / f".{name}.partial"
         try:
@@ -170,6 +169,20 @@ class StageStore:
         (self.folder / _INDEX).unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which no two share memory, as the format wants it; only those that do are copied."""
+    taken: set[int] = set()
+    found = {}
+    for key, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != own.numel() * own.element_size():
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        found[key] = own
+    return found
 
 
 def _short(value: Any) -> str:
