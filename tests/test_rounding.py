@@ -21,6 +21,7 @@ from isthmus.export.quantized import export_quantized
 from isthmus.flow.activations import check_activations, with_rounded_inputs
 from isthmus.network import embed
 from isthmus.storage.artifact import save_artifact
+from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
 from isthmus.storage.rounding import RoundedLinear, round_vectors, rounded_inputs
 from narrowed import RECORD, auto, narrowed
@@ -63,6 +64,7 @@ def test_loaded_equals_saved(name: str, tmp_path: Path) -> None:
     exact = narrowed(name)
     network = with_rounded_inputs(exact, 4)
     assert rounded_inputs(exact.model) == {}
+    assert len({fingerprint(one) for one in (exact, network, with_rounded_inputs(exact, 5))}) == 3
     paths = rounded_inputs(network.model)
     assert paths
     assert set(paths.values()) == {4}

@@ -1,4 +1,4 @@
-"""The fingerprint of a network's weights, by which a file knows the network that it belongs to."""
+"""The fingerprint of a network, by which a file knows the network that it belongs to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import hashlib
 import numpy as np
 
 from isthmus.network import Network
+from isthmus.storage.rounding import rounded_inputs
 
 
 def fingerprint(network: Network) -> str:
-    """Return a SHA-256 (hex) over the names, shapes and values of a network's weights."""
+    """Return a SHA-256 (hex) over the names, shapes and values of a network's weights, and over what it rounds."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(np.ascontiguousarray(tensor.detach().numpy()).data)
+    for path, bits in sorted(rounded_inputs(network.model).items()):
+        digest.update(f"{path} rounded to {bits} bits".encode())
     return digest.hexdigest()
