@@ -21,6 +21,7 @@ from isthmus.export.quantized import export_quantized
 from isthmus.flow.activations import check_activations, with_rounded_inputs
 from isthmus.network import embed
 from isthmus.storage.artifact import save_artifact
+from isthmus.storage.delta import save_delta
 from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
 from isthmus.storage.rounding import RoundedLinear, round_vectors, rounded_inputs
@@ -139,4 +140,6 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         export_quantized(network, "onnxruntime", "int8", [], tmp_path / "int8")
     with pytest.raises(BadInput, match="rounds its activations"):
         write_compressed_tensors(network, tmp_path / "layout")
+    with pytest.raises(BadInput, match="rounds other activations"):
+        save_delta(narrowed("bert"), network, tmp_path / "file.delta", {})
     assert not list(tmp_path.iterdir())

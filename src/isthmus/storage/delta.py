@@ -26,6 +26,7 @@ from isthmus.storage.delta_file import HALF, Arrays, damaged, pack_delta, read_d
 from isthmus.storage.files import existing_parent, write_atomic, writing
 from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.holders import SUFFIX
+from isthmus.storage.rounding import rounded_inputs
 
 
 def check_delta_output(path: str | Path) -> None:
@@ -152,6 +153,8 @@ def _halves(base: Network, tuned: Network) -> Arrays:
     advice = f"give a network that was fine-tuned from {base.name}"
     if old.keys() != new.keys():
         raise BadInput(f"network {tuned.name}: {min(old.keys() ^ new.keys())} is in one of the two only; {advice}")
+    if rounded_inputs(base.model) != rounded_inputs(tuned.model):
+        raise BadInput(f"network {tuned.name}: rounds other activations than the base; {advice}")
     found: Arrays = {}
     for name, before in old.items():
         after = new[name]
