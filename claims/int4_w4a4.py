@@ -6,7 +6,7 @@ minutes, kept for the next run): an hour and a half.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,14 @@ BITS = 4.0
 BOTH, WEIGHTS, OF_HALF = "w4a4", "w4", ", half of the parameters"
 NEGLIGIBLE, ACTIVATIONS, COMPOSED = 0.02, 0.01, 0.01
 
-Lost = Callable[[Outcome], float]
-
 
 class Rounding(Trainer):
     """A trainer some of whose arms round activations, and some of which start from a narrowed network.
 
     Parameters
     ----------
-    half : Trainer
-        The same with the narrowed network in the place of the original, from which it is distilled.
+    half : Workbench or None
+        With the narrowed network in the place of the original, from which it is then distilled.
     """
 
     def __init__(self, bench: Workbench, half: Workbench | None, *, steps: int = STEPS) -> None:

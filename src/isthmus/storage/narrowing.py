@@ -261,12 +261,7 @@ def _narrow_unsaved(model: nn.Module, prefix: str, touched: set[str]) -> None:
 
 def _set_attributes(model: nn.Module, attributes: Mapping[str, Any], prefix: str, strict: bool) -> None:
     modules = dict(model.named_modules())
-    for path, values in attributes.items():
-        found = _find(path, modules, prefix)
-        if found is None:
-            if strict:
-                raise _misfit(f"there is no module {path}")
-            continue
+    for path, found, values in _modules_named(attributes, modules, prefix, strict):
         known = _integers(modules[found])
         for name, value in values.items() if isinstance(values, dict) else [(path, None)]:
             if name not in known or type(value) is not int or not 0 <= value <= known[name]:
@@ -274,14 +269,21 @@ def _set_attributes(model: nn.Module, attributes: Mapping[str, Any], prefix: str
             setattr(modules[found], name, value)
 
 
+def _modules_named(
+    table: Mapping[str, Any], modules: Mapping[str, nn.Module], prefix: str, strict: bool
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield saved path, path in this model and value of each entry; where not strict, some may be absent."""
+    for path, value in table.items():
+        found = _find(path, modules, prefix)
+        if found is not None:
+            yield path, found, value
+        elif strict:
+            raise _misfit(f"there is no module {path}")
+
+
 def _round_inputs(model: nn.Module, inputs: Mapping[str, Any], prefix: str, strict: bool) -> None:
     modules = dict(model.named_modules())
-    for path, bits in inputs.items():
-        found = _find(path, modules, prefix)
-        if found is None:
-            if strict:
-                raise _misfit(f"there is no module {path}")
-            continue
+    for path, found, bits in _modules_named(inputs, modules, prefix, strict):
         if type(modules[found]) not in (nn.Linear, RoundedLinear):
             raise _misfit(f"{path} is not a linear map")
         if type(bits) is not int or not LEAST_BITS <= bits <= MOST_BITS:
