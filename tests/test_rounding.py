@@ -134,6 +134,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=reason):
             check_activations(bits, to=to, keep=keep, precision=precision)
+    with pytest.raises(BadInput, match="plan again"):
+        check_activations(4, to=None, plan="a plan", precision="float32")
     check_activations(None, to="latency=50%", keep=None, precision="w8a8")
     network = with_rounded_inputs(narrowed("bert"), 4)
     with pytest.raises(BadInput, match="rounds its activations"):

@@ -75,3 +75,13 @@ def test_without_training_it_is_solved_and_the_record_says_by_how_much(study: St
     assert distortion["measured_after_recovery"] <= distortion["measured_before_recovery"]
     opened = open_network(tmp_path / "small")
     assert measure_network(study.probe, opened) == pytest.approx(distortion["measured_after_recovery"], rel=1e-4)
+
+
+@pytest.mark.parametrize("codes", ["deepcabac", "paretoq,finequant"])
+def test_what_was_solved_still_keeps_a_budget_of_bytes(study: Study, tmp_path: Path, codes: str) -> None:
+    asked = {"to": "params=80%,bytes=20%", "sites": "heads,neurons", "method": "magnitude", "codes": codes}
+    made = isthmus.narrow(study.network, study.task, out=tmp_path / "small", effort="none", **asked)
+    assert made.record["plan"]["decisions"], "units go too"
+    rows = made.record["measurements"]
+    assert rows["narrowed"]["bytes"] <= 0.2 * rows["original"]["bytes"]
+    assert rows["distortion"]["measured_after_recovery"] <= rows["distortion"]["measured_before_recovery"]

@@ -41,7 +41,7 @@ Precision = Annotated[
 ]
 Activations = Annotated[
     int | None,
-    typer.Option("--activations", metavar="BITS", help="Round what enters linear maps to so many bits.", min=2, max=8),
+    typer.Option("--activations", metavar="BITS", help="Round what enters linear maps to so many bits: 2 to 8."),
 ]
 Time = Annotated[str | None, typer.Option("--time", metavar="20min", help="At most this long: 90s, 20min or 1h.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same artifact.")]

@@ -212,7 +212,7 @@ def narrow(
     check_effort(effort)
     coders = _coders(codes)
     check_precision(engine, precision)
-    check_activations(activations, to=to, keep=keep, precision=precision)
+    check_activations(activations, to=to, keep=keep, plan=plan, precision=precision)
     if to is not None:
         parse_budget(to)
     folder = None if out is None else Path(out)

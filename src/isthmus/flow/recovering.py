@@ -92,7 +92,9 @@ def recover_stage(
         student, recipe = done.network, replace(recipe, steps=done.steps)
         curves += _curves("recovery", done)
     if plan.codings:
-        codes = _codes(study, plan, student, GROWTH if order.effort != "none" else 0.0, progress)
+        # The plan fitted the codes of what was only cut: other weights take other bytes.
+        spare = GROWTH if order.effort != "none" else 0.0 if solved else None
+        codes = _codes(study, plan, student, spare, progress)
         if order.effort != "none":
             coding = from_main(lambda: _coding_recipe(study, order, plan, student, stages, started, progress))
             quantizers = quantizers_of(plan.codings)
@@ -104,9 +106,11 @@ def recover_stage(
             codes = fit_scales(student, codes, _limit(plan), progress, quantizers=quantizers)
             codes, losses = _tuned(study, order, student, codes, _limit(plan), progress)
             curves += losses
+        fits = file_bytes(student, codes) <= _limit(plan)
         student = with_codes(student, codes)
     after = measure_network(study.probe, student)
-    if plan.codings and after > before:  # a network that lost next to nothing can be spoilt by fitting it once more
+    # A network that lost next to nothing can be spoilt by fitting it once more.
+    if plan.codings and (after > before or not fits):
         student, after = _coded_at_once(study, plan, _narrower(study, plan)), before
     distortion = {
         "predicted": plan.distortion,
@@ -140,16 +144,17 @@ def _narrower(study: Study, plan: Plan) -> Network:
 
 def _coded_at_once(study: Study, plan: Plan, student: Network) -> Network:
     """Return the network as it would be without any training."""
-    return with_codes(student, _codes(study, plan, student, 0.0)) if plan.codings else student
+    return with_codes(student, _codes(study, plan, student, None)) if plan.codings else student
 
 
 def _codes(
-    study: Study, plan: Plan, student: Network, spare: float, progress: Progress | None = None
+    study: Study, plan: Plan, student: Network, spare: float | None, progress: Progress | None = None
 ) -> dict[str, Coded]:
+    """Return codes fitted to the budget less what is kept spare; None: as the plan fitted them."""
     shown = progress or silent
     statistics = student_statistics(study, student, plan.codings, shown)
-    if not spare or not any(takes_any_bits(coding.coder) for coding in plan.codings):
-        return code_matrices(student, plan.codings, statistics, seed=study.seed)  # as the plan fitted them
+    if spare is None or not any(takes_any_bits(coding.coder) for coding in plan.codings):
+        return code_matrices(student, plan.codings, statistics, seed=study.seed)
     limit = _limit(plan) * (1 - spare)
     try:
         return fit_settings(student, plan.codings, statistics, limit, seed=study.seed, progress=shown)[0]
