@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ import torch
 import isthmus
 import small
 from isthmus.errors import IsthmusError
-from isthmus.flow import solving
+from isthmus.flow import recovering, solving
 from isthmus.flow.solving import solve
 from isthmus.flow.study import Study, cut, start_study
 from isthmus.network import tokenize
+from isthmus.recovery.train import Recovered, recover
 from isthmus.relevance.probe import measure_network
 from isthmus.storage.opening import open as open_network
 
@@ -85,3 +87,23 @@ def test_what_was_solved_still_keeps_a_budget_of_bytes(study: Study, tmp_path: P
     rows = made.record["measurements"]
     assert rows["narrowed"]["bytes"] <= 0.2 * rows["original"]["bytes"]
     assert rows["distortion"]["measured_after_recovery"] <= rows["distortion"]["measured_before_recovery"]
+
+
+def test_training_that_spoils_leaves_what_was_solved(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"to": "params=80%,bytes=20%", "sites": "heads,neurons", "method": "magnitude", "codes": "deepcabac"}
+    untrained = isthmus.narrow(study.network, study.task, out=tmp_path / "untrained", effort="none", **asked)
+
+    def spoil(*arguments: Any, **named: Any) -> Recovered:
+        done = recover(*arguments, **named)
+        with torch.no_grad():
+            for parameter in done.network.model.parameters():
+                parameter.mul_(torch.linspace(-2, 2, parameter.numel()).view_as(parameter))
+        return done
+
+    monkeypatch.setattr(recovering, "recover", spoil)
+    spoilt = isthmus.narrow(study.network, study.task, out=tmp_path / "spoilt", effort="faster", **asked)
+    expected, found = (made.record["measurements"]["distortion"] for made in (untrained, spoilt))
+    assert found == expected
+    assert expected["measured_after_recovery"] < expected["measured_before_recovery"]

@@ -111,7 +111,7 @@ def recover_stage(
     after = measure_network(study.probe, student)
     # A network that lost next to nothing can be spoilt by fitting it once more.
     if plan.codings and (after > before or not fits):
-        student, after = _coded_at_once(study, plan, _narrower(study, plan)), before
+        student, after = _untrained(study, plan, before, stages, progress)
     distortion = {
         "predicted": plan.distortion,
         "measured_before_recovery": before,
@@ -136,6 +136,20 @@ def _solved(
     if data["solved"]:
         student.model.load_state_dict(weights)
     return student, bool(data["solved"])
+
+
+def _untrained(
+    study: Study, plan: Plan, before: float, stages: StageStore, progress: Progress
+) -> tuple[Network, float]:
+    """Return what is coded as it was solved, or as it was cut where that is nearer the original, and its nats."""
+    student, solved = _solved(study, _narrower(study, plan), kept_of(plan), stages, progress)
+    if solved:
+        codes = _codes(study, plan, student, 0.0, progress)
+        coded = with_codes(student, codes)
+        nats = measure_network(study.probe, coded)
+        if nats < before and file_bytes(student, codes) <= _limit(plan):
+            return coded, nats
+    return _coded_at_once(study, plan, _narrower(study, plan)), before
 
 
 def _narrower(study: Study, plan: Plan) -> Network:
