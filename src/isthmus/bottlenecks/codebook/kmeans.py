@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
 CHUNK = 1 << 18
 """Distances held at once: a megabyte."""
-MOST = 1 << 18
-"""Of more vectors, this many are drawn for all rounds but the last."""
+LEAST, MOST, EACH = 1 << 15, 1 << 18, 128
+"""Of more vectors, so many an entry, within bounds, are drawn for all rounds but the last."""
+_MANY = 16
 _SAMPLE = 16
-"""The start is drawn from so many vectors an entry."""
+"""From so many chunks on they are shared out among threads; the start is drawn from so many vectors an entry."""
 
 
 def kmeans(
@@ -47,8 +52,9 @@ def kmeans(
     spread = np.ones((count, size), np.float32) if weights is None else _spread(weights, size)
     # Which entry is nearest depends on weights only where they differ within a vector.
     metric = spread if weights is not None and weights.ndim == 2 else None
-    if count > MOST:
-        drawn = np.sort(rng.choice(count, MOST, replace=False))
+    most = min(max(EACH * entries, LEAST), MOST)
+    if count > most:
+        drawn = np.sort(rng.choice(count, most, replace=False))
         own = None if weights is None else weights[drawn]
         table = kmeans(vectors[drawn], entries, weights=own, rounds=rounds, seed=seed)[0]
         rounds = 1
@@ -86,18 +92,35 @@ def nearest(vectors: Floats, table: Floats, weights: Floats | None = None) -> tu
     labels = np.empty(len(vectors), np.int32)
     step = max(CHUNK // len(table), 1)
     squares = table**2
-    plain = squares.sum(1)
-    for start in range(0, len(vectors), step):
+    plain, doubled, both = squares.sum(1), -2 * table.T, np.hstack([-2 * table, squares]).T
+
+    def look_up(start: int) -> None:
         part = vectors[start : start + step]
         if weights is None:
-            scores = part @ (-2 * table.T)
+            scores = part @ doubled
             scores += plain
         else:
             own = weights[start : start + step]
-            scores = np.hstack([own * part, own]) @ np.hstack([-2 * table, squares]).T
+            scores = np.hstack([own * part, own]) @ both
         labels[start : start + step] = scores.argmin(1)
+
+    starts = range(0, len(vectors), step)
+    if len(starts) < _MANY:
+        for start in starts:
+            look_up(start)
+    else:
+        # Products this thin cost less than threads take to meet after each: a chunk is one thread's from end to end.
+        blas = _blas()
+        workers = max([int(found["num_threads"]) for found in blas.info()], default=1)
+        with blas.limit(limits=1), ThreadPoolExecutor(workers) as pool:
+            list(pool.map(look_up, starts))
     gaps = (vectors - table[labels]) ** 2
     return labels, (gaps if weights is None else weights * gaps).sum(1)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
 
 
 def centroids(vectors: Floats, labels: Labels, weights: Floats, table: Floats) -> Floats:
