@@ -13,7 +13,7 @@ import numpy as np
 
 from claims.coding import GROUPS, Arm, Claim, Point, Workbench, grid
 from claims.common import Outcome
-from claims.equal_bytes import RULE, against, combined, part_of, share_passed
+from claims.equal_bytes import against, part_of, share_passed
 from claims.vtrans import Part
 from isthmus.bottlenecks.bits.finequant import FineQuant
 from isthmus.bottlenecks.coder import Coder, Setting
@@ -77,15 +77,9 @@ def product(inputs: np.ndarray[Any, Any], code: Uniform) -> np.ndarray[Any, Any]
     return total
 
 
-def adaptive(outcomes: Sequence[Outcome]) -> Part:
-    """Decide (a): adaptive groups against fixed ones at equal bytes, at 4 and at 3 bits alike."""
-    parts = {
-        bits: against("", outcomes, f"adaptive, {bits} bits", [f"fixed, {bits} bits"]) for bits in sorted(WIDTHS)[::-1]
-    }
-    summary = "; ".join(part["summary"] for part in parts.values())
-    figures = {f"{bits} bits": part["figures"] for bits, part in parts.items()}
-    rule = f"at 4 bits and at 3: {RULE}; mixed: too where the two differ"
-    return part_of("adaptive groups", rule, combined([part["verdict"] for part in parts.values()]), summary, **figures)
+def adaptive(outcomes: Sequence[Outcome], bits: int) -> Part:
+    """Decide (a): adaptive groups against fixed ones at equal bytes."""
+    return against(f"adaptive groups at {bits} bits", outcomes, f"adaptive, {bits} bits", [f"fixed, {bits} bits"])
 
 
 def on_the_fly(outcomes: Sequence[Outcome]) -> Part:
@@ -112,6 +106,6 @@ CLAIM = Claim(
         "coded. The kernels' speed is not tested."
     ),
     arms=arms(),
-    parts=lambda outcomes: [adaptive(outcomes), on_the_fly(outcomes)],
+    parts=lambda outcomes: [adaptive(outcomes, 4), adaptive(outcomes, 3), on_the_fly(outcomes)],
     observe=observe,
 )
