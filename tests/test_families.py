@@ -30,6 +30,8 @@ def test_the_joint_plan_is_held_against_the_best_family() -> None:
         "5MB none": {"best": "bits", "points": pytest.approx(1.0), "nats": pytest.approx(1.5)},
     }
     assert found["ahead"]
+    assert found["ahead_in_nats"]
+    assert not conclude([outcome(JOINT, 0.98, 0.1), outcome("bits", 0.97, 0.09)])["ahead_in_nats"]
     assert not conclude([outcome(JOINT, 0.97, 0.1), outcome("bits", 0.97, 0.2)])["ahead"], "a tie is not ahead"
     assert not conclude([outcome(JOINT, 0.97, 0.1), refused])["ahead"], "nothing to be ahead of"
     record = {"families": {JOINT: ["deepcabac", "units"]}}
@@ -40,6 +42,7 @@ def test_the_joint_plan_is_held_against_the_best_family() -> None:
 
 def test_families_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick.hurry(monkeypatch.setitem, monkeypatch.setattr)
+    monkeypatch.setattr("benchmarks.families.KEPT", tmp_path / "curves")
     folder = small.write_network(tmp_path / "tiny")
     texts = small.sentences(80)
     rows = [f"{a}\t{b}\t{number % 5}" for number, (a, b) in enumerate(zip(texts[:40], texts[40:], strict=True))]
@@ -56,6 +59,11 @@ def test_families_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             assert found["params"] == sum(p.numel() for p in bench.network.model.parameters()), "no unit went"
     assert "ask for" in bench.measure(Point("rank", "0.001MB", "none"))["refused"]
     assert set(bench.measured) == set(FAMILIES[JOINT].codes), "each coder is measured once"
+    monkeypatch.setattr("benchmarks.families.curves_of", lambda *_: pytest.fail("measured again"))
+    again = Bench(
+        str(folder), load_task(f"sts:{tmp_path / 'pairs.tsv'}"), method="magnitude", seed=0, say=lambda _: None
+    )
+    assert again.curves(FAMILIES[JOINT].codes) == bench.curves(FAMILIES[JOINT].codes), "what was measured is read"
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
