@@ -15,6 +15,7 @@ import isthmus
 import networks
 import quick
 import small
+from isthmus.bottlenecks.bits import fake_quantize
 from isthmus.bottlenecks.bits.bitnet import BitNet, median_ternary
 from isthmus.bottlenecks.bits.fake_quantize import TERNARY, Quantizer, paretoq_quantizer
 from isthmus.bottlenecks.bits.paretoq import WIDTHS, ParetoQ
@@ -83,10 +84,26 @@ def test_before_any_step_a_weight_is_what_its_code_decodes_to(bits: float, group
         np.testing.assert_array_equal(module.weight.detach().numpy(), decode(code))
 
 
+@pytest.mark.parametrize("group", [0, 10])
+def test_what_lies_on_a_grid_stays_there(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the grid of a code that is not trained, all rows at once and two at a time."""
+    module = linear(7, 31)
+    code = coded(array(module), 2.0, group)
+    module.weight.data = torch.from_numpy(decode(code)) + 1e-4
+    for at_once in (1 << 16, 70):
+        monkeypatch.setattr(fake_quantize, "BLOCK", at_once)
+        with straight_through(wrapped(module)[0], {"0.weight": code}):
+            np.testing.assert_array_equal(module.weight.detach().numpy(), decode(code))
+
+
 @pytest.mark.parametrize("bits", [4.0, 2.0, 1.58])
 @pytest.mark.parametrize("group", [0, 10])
-def test_the_step_of_a_scale_is_relative_and_by_the_gradient_of_lsq(bits: float, group: int) -> None:
-    """Against the formula written out block by block."""
+@pytest.mark.parametrize("at_once", [1 << 16, 70])
+def test_the_step_of_a_scale_is_relative_and_by_the_gradient_of_lsq(
+    bits: float, group: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the formula written out block by block; all rows at once, and two at a time."""
+    monkeypatch.setattr(fake_quantize, "BLOCK", at_once)
     module = linear(6, 30)
     weight, code, quantizer = array(module), coded(array(module), bits, group), paretoq_quantizer(bits)
     model, _ = wrapped(module)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from isthmus.bottlenecks.bits.fake_quantize import Quantizer, fake_quantize
+from isthmus.bottlenecks.bits.fake_quantize import Quantizer, fake_quantize, row_blocks, rows_of
 from isthmus.bottlenecks.bits.grid import LEAST, MOST
 from isthmus.errors import BadInput
 from isthmus.storage.coded import FINENESS, Coded, Integers, Uniform, decode, scale_of, stretch
@@ -43,18 +43,29 @@ class Rounded(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weight; its derivative by the weight is one."""
         with torch.no_grad():
-            exact = weight
-            for scale in self.scales:
-                exact = exact / scale
-            rounded = exact.round() if self.zeros is None else (exact - self.zeros).round() + self.zeros
-            for scale in self.scales:
-                rounded = rounded * scale
+            rounded = torch.empty_like(weight)
+            for rows in row_blocks(weight):
+                self._round(weight[rows], rows, out=rounded[rows])
             if self.outliers is not None:
                 rounded.view(-1)[torch.from_numpy(self.outliers.places)] = torch.from_numpy(
                     self.outliers.values.astype(np.float32)
                 )
         through: Tensor = Through.apply(weight, rounded)  # type: ignore[no-untyped-call]
         return through
+
+    def _round(self, exact: Tensor, rows: slice, *, out: Tensor) -> None:
+        """Round some rows of the weight."""
+        scales = [rows_of(scale, rows) for scale in self.scales]
+        out.copy_(exact)
+        for scale in scales:
+            out.div_(scale)
+        if self.zeros is None:
+            out.round_()
+        else:
+            zeros = rows_of(self.zeros, rows)
+            out.sub_(zeros).round_().add_(zeros)
+        for scale in scales:
+            out.mul_(scale)
 
 
 class Learned(nn.Module):

@@ -7,6 +7,7 @@ The gradients are those of LSQ (Esser et al. 2020, arXiv 1902.08153), in the for
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,10 @@ class Quantizer:
         """Return where weights over their scale are not clipped."""
         return (scaled >= self.low - self.reach) & (scaled <= self.high + self.reach)
 
+
+BLOCK = 1 << 16
+"""Weights that are rounded at once. All steps of it then happen in the processor's cache: an embedding as a whole would
+pass through memory a dozen times, at a quarter of the speed."""
 
 TERNARY = Quantizer(-1, 1, reach=0.5, free=True)
 """That of BitNet b1.58, whose gradient passes through clipping as well."""
@@ -105,15 +110,36 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, scale: Tensor, count: float, quantizer: Quantizer) -> Tensor:
         ctx.save_for_backward(weight, scale)
         ctx.count, ctx.quantizer = count, quantizer
-        return quantizer.nearest(weight / scale) * scale
+        rounded = torch.empty_like(weight)
+        for rows in row_blocks(weight):
+            own = rows_of(scale, rows)
+            torch.mul(quantizer.nearest(weight[rows] / own), own, out=rounded[rows])
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, *derivatives: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, scale = ctx.saved_tensors
         quantizer: Quantizer = ctx.quantizer
-        scaled = weight / scale
-        inside, slope = quantizer.inside(scaled), quantizer.nearest(scaled)
-        if not (quantizer.odd and quantizer.high == 1):
-            slope = torch.where(inside, slope - scaled, slope)
-        by_scale = (slope * derivatives[0]).sum_to_size(scale.shape) / math.sqrt(ctx.count * quantizer.high)
-        return derivatives[0] if quantizer.free else derivatives[0] * inside, by_scale, None, None
+        by_weight = derivatives[0] if quantizer.free else torch.empty_like(weight)
+        by_scale = torch.zeros_like(scale)
+        for rows in row_blocks(weight):
+            own, derivative = rows_of(scale, rows), derivatives[0][rows]
+            scaled = weight[rows] / own
+            inside, slope = quantizer.inside(scaled), quantizer.nearest(scaled)
+            if not (quantizer.odd and quantizer.high == 1):
+                slope = torch.where(inside, slope - scaled, slope)
+            rows_of(by_scale, rows).add_((slope * derivative).sum_to_size(own.shape))
+            if not quantizer.free:
+                torch.mul(derivative, inside, out=by_weight[rows])
+        return by_weight, by_scale / math.sqrt(ctx.count * quantizer.high), None, None
+
+
+def row_blocks(matrix: Tensor) -> Iterator[slice]:
+    """Yield rows of a matrix, as many at a time as the processor's cache holds."""
+    step = max(1, BLOCK // max(1, matrix.shape[1]))
+    yield from (slice(start, start + step) for start in range(0, matrix.shape[0], step))
+
+
+def rows_of(scale: Tensor, rows: slice) -> Tensor:
+    """Return the rows of a grid that belong to rows of its matrix; what has one row is left to broadcasting."""
+    return scale if scale.shape[0] == 1 else scale[rows]
