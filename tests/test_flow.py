@@ -381,6 +381,17 @@ def test_plans_that_are_refused(case: str, shared: Path, place: Path, capsys: Ca
     assert words in refused(capsys, *NARROW, "--plan", "plan.json")
 
 
+@pytest.mark.parametrize(
+    "option", [("method", "random"), ("codes", "comq"), ("sites", "heads"), ("precision", "w8a8"), ("activations", "4")]
+)
+def test_what_a_plan_decides_is_not_asked_beside_it(
+    option: tuple[str, str], shared: Path, place: Path, capsys: Capture
+) -> None:
+    (place / "plan.json").write_text(json.dumps(record_of(shared / "undisturbed")["plan"]))
+    said = refused(capsys, *NARROW, "--plan", "plan.json", f"--{option[0]}", option[1])
+    assert f"{' '.join(option)}: the plan decides that" in said
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "twice the same currency": ([*NARROW, "--to", "params=50%,params=40%"], "twice"),
     "an empty budget": ([*NARROW, "--to", ""], "currency=value"),
@@ -391,6 +402,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "nothing can be that small": ([*NARROW, "--to", "macs=1", "--method", "random"], "ask for at least"),
     "no floor": ([*NARROW, "--keep", "0%"], "share"),
     "two goals": ([*NARROW, "--keep", "98%", "--plan", "plan.json"], "more than one"),
+    "a floor in another precision": ([*NARROW, "--keep", "98%", "--precision", "w8a8"], "searched over units alone"),
+    "a floor with coders": ([*NARROW, "--keep", "98%", "--codes", "comq"], "searched over units alone"),
+    "a floor with rounded activations": ([*NARROW, "--keep", "98%", "--activations", "4"], "over units alone"),
     "a method nobody knows": ([*NARROW, "--to", "params=50%", "--method", "fischer"], "fisher"),
     "an output that is a file": (
         ["narrow", "tiny", "--task", "text:text.txt", "--to", "params=50%", "-o", "text.txt"],

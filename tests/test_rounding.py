@@ -125,18 +125,15 @@ def test_a_budget_of_bytes_is_met_with_rounded_activations(tmp_path: Path) -> No
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
-    for bits, to, keep, precision, reason in (
-        (1, "params=50%", None, "float32", "give 2 to 8"),
-        (9, "params=50%", None, "float32", "give 2 to 8"),
-        (4, None, 0.98, "float32", "a floor"),
-        (4, "params=50%", None, "w8a8", "its own integers"),
-        (4, "latency=50%", None, "float32", "no time"),
+    for bits, to, precision, reason in (
+        (1, "params=50%", "float32", "give 2 to 8"),
+        (9, "params=50%", "float32", "give 2 to 8"),
+        (4, "params=50%", "w8a8", "its own integers"),
+        (4, "latency=50%", "float32", "no time"),
     ):
         with pytest.raises(BadInput, match=reason):
-            check_activations(bits, to=to, keep=keep, precision=precision)
-    with pytest.raises(BadInput, match="plan again"):
-        check_activations(4, to=None, plan="a plan", precision="float32")
-    check_activations(None, to="latency=50%", keep=None, precision="w8a8")
+            check_activations(bits, to=to, precision=precision)
+    check_activations(None, to="latency=50%", precision="w8a8")
     network = with_rounded_inputs(narrowed("bert"), 4)
     with pytest.raises(BadInput, match="rounds its activations"):
         export_quantized(network, "onnxruntime", "int8", [], tmp_path / "int8")

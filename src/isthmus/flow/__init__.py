@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from isthmus.report import ReportData
 
 DEFAULT_CODES = "deepcabac"
+_DEFAULTS = {"method": "vib", "codes": DEFAULT_CODES, "sites": "all", "precision": "float32", "activations": None}
 
 open = open_network
 load = open_network
@@ -128,11 +129,12 @@ def plan(
     from isthmus.relevance.registry import get
 
     floor = _goal(to, keep, None)
+    _nothing_passed_over(keep, None, codes=codes, precision=precision, activations=activations)
     get(method)
     check_effort(effort)
     coders = _coders(codes)
     check_precision(engine, precision)
-    check_activations(activations, to=to, keep=keep, precision=precision)
+    check_activations(activations, to=to, precision=precision)
     budget = None if to is None else parse_budget(to)
     study = start_study(network, task, kinds=_kinds(sites), seed=seed, engine=engine)
     if budget is None:
@@ -208,11 +210,14 @@ def narrow(
     from isthmus.storage.artifact import check_output
 
     floor = _goal(to, keep, plan)
+    _nothing_passed_over(
+        keep, plan, method=method, codes=codes, sites=sites, precision=precision, activations=activations
+    )
     get(method)
     check_effort(effort)
     coders = _coders(codes)
-    check_precision(engine, precision)
-    check_activations(activations, to=to, keep=keep, plan=plan, precision=precision)
+    check_precision(engine, precision if plan is None else plan.precision)
+    check_activations(activations, to=to, precision=precision)
     if to is not None:
         parse_budget(to)
     folder = None if out is None else Path(out)
@@ -272,6 +277,19 @@ def _coders(codes: str) -> tuple[str, ...]:
 def _kinds(sites: str) -> tuple[str, ...] | None:
     names = tuple(name.strip() for name in sites.split(",") if name.strip() not in ("", "none"))
     return None if names == ("all",) else names
+
+
+def _nothing_passed_over(keep: object, plan: Plan | None, **asked: object) -> None:
+    """Refuse options that would change nothing: a plan decides all, and a floor is searched over units alone."""
+    for name, value in asked.items():
+        if value == _DEFAULTS[name]:
+            continue
+        if plan is not None and value != getattr(plan, name, None):
+            raise BadInput(f"{name} {value}: the plan decides that; make a plan with it, or leave it away")
+        if keep is not None and (name, value) != ("codes", "none") and name not in ("method", "sites"):
+            raise BadInput(
+                f"{name} {value}: a floor is searched over units alone; give a budget, such as --to bytes=8MB"
+            )
 
 
 def _goal(to: str | None, keep: str | float | None, plan: Plan | None) -> float | None:

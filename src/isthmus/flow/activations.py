@@ -18,9 +18,7 @@ from isthmus.sites import LAYERS, discover
 from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, round_inputs
 
 
-def check_activations(
-    bits: int | None, *, to: str | None, keep: object = None, plan: object = None, precision: str
-) -> None:
+def check_activations(bits: int | None, *, to: str | None, precision: str) -> None:
     """Refuse what rounded activations do not go with.
 
     Raises
@@ -32,10 +30,6 @@ def check_activations(
         return
     if not LEAST_BITS <= bits <= MOST_BITS:
         raise BadInput(f"activations of {bits} bits: give {LEAST_BITS} to {MOST_BITS}")
-    if keep is not None:
-        raise BadInput("activations: a floor is not searched with them; give a budget, such as --to bytes=8MB")
-    if plan is not None:
-        raise BadInput("activations: a plan says its own; plan again with --activations")
     if precision != FLOAT:
         raise BadInput(f"activations: precision {precision} has its own integers; give one of the two")
     if to is not None and "latency" in parse_budget(to).currencies:
