@@ -265,9 +265,22 @@ def export(
     model: options.Model,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where the exported network goes.")],
     layout: Annotated[
-        str, typer.Option("--layout", metavar="NAME", help="What other programs read: compressed-tensors.")
+        str,
+        typer.Option("--layout", metavar="NAME", help="What reads it: compressed-tensors, openvino or onnxruntime."),
     ] = "compressed-tensors",
-    bits: Annotated[int, typer.Option("--bits", metavar="4|8", help="Of the integers.")] = 4,
+    bits: Annotated[
+        int | None,
+        typer.Option("--bits", metavar="4|8", help="Of the integers in compressed-tensors.", show_default="4"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="What an engine computes in: float32, w8a8, int8 or int4.",
+            show_default="float32",
+        ),
+    ] = None,
     group: Annotated[
         int | None,
         typer.Option(
@@ -277,15 +290,18 @@ def export(
             show_default="that of MODEL's codes, or 32 for 4 bits and a row for 8",
         ),
     ] = None,
+    task: options.TaskSpec = None,
     json_: options.Json = False,
 ) -> None:
-    """Write a network's linear maps as integers of 4 or 8 bits, as transformers and vLLM read them."""
+    """Write a network as other programs read it: integers for transformers and vLLM, or a file for an engine."""
+    from isthmus import flow
     from isthmus.cli import tables
     from isthmus.flow.exporting import check_export
     from isthmus.flow.exporting import export as write_export
 
-    check_export(out, layout, bits, group)
-    made = write_export(_open(model), out, layout=layout, bits=bits, group=group)
+    check_export(out, layout, bits=bits, precision=precision, group=group, calibrated=task is not None)
+    read = None if task is None else flow.task(task)
+    made = write_export(_open(model), out, layout=layout, bits=bits, precision=precision, group=group, task=read)
     if json_:
         print_text(json.dumps(made, indent=1))
     else:

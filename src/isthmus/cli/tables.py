@@ -195,7 +195,13 @@ def show_delta(made: Mapping[str, Any], base: str) -> None:
 
 
 def show_export(made: Mapping[str, Any], model: str) -> None:
-    """Print what an exported folder takes, and where its integers come from."""
+    """Print what an exported folder takes, and what is in it."""
+    if "precision" in made:
+        print(
+            f"{made['file']}: {si(made['bytes'], 'B')}, {percent(made['share'])} of the weight file of {model}, for "
+            f"{made['layout']} in {made['precision']}; isthmus compare {model} {made['folder']} measures it"
+        )
+        return
     taken, rounded, kept = (len(made[how]) for how in ("taken", "rounded", "kept"))
     print(
         f"{made['folder']}: {si(made['bytes'], 'B')}, {percent(made['share'])} of the weight file of {model}; of "

@@ -42,6 +42,8 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "onnxruntime": (FLOAT, "int8"),
 }
 CALIBRATION_TEXTS = 128
+GROUP = 32
+"""Inputs that share a scale in ``int4``."""
 
 
 def check_precision(engine: str, precision: str) -> None:
@@ -69,7 +71,7 @@ def export_quantized(
     texts: Sequence[str],
     path: str | Path,
     *,
-    group: int = 32,
+    group: int = GROUP,
 ) -> Path:
     """Write a network for an engine in a precision and return the file to load.
 

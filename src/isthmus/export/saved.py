@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import BadArtifact
 from isthmus.export.engines import export_network
-from isthmus.export.quantized import FLOAT, export_quantized
+from isthmus.export.quantized import FLOAT, GROUP, export_quantized
 from isthmus.storage.files import sha256
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def exported(network: Network, engine: str, folder: str | Path) -> Path:
     return path
 
 
-def save_export(network: Network, engine: str, precision: str, texts: Sequence[str], folder: Path) -> dict[str, Any]:
+def save_export(
+    network: Network, engine: str, precision: str, texts: Sequence[str], folder: Path, *, group: int = GROUP
+) -> dict[str, Any]:
     """Write a network for an engine into its artifact and return what the record says of it.
 
     Parameters
@@ -51,8 +53,10 @@ def save_export(network: Network, engine: str, precision: str, texts: Sequence[s
         What activations are calibrated on.
     folder : Path
         The artifact's.
+    group : int
+        Inputs that share a scale in ``int4``.
     """
-    path = export_quantized(network, engine, precision, texts, folder / engine)
+    path = export_quantized(network, engine, precision, texts, folder / engine, group=group)
     files = sorted(path.parent.iterdir())
     entry = {
         "precision": precision,
