@@ -48,7 +48,7 @@ def reach_rows(
 def _reach(reach: Mapping[str, Any]) -> list[str]:
     rows = []
     for job in sorted(reach["jobs"].values(), key=lambda job: (job["to"], EFFORTS.index(job["effort"]))):
-        original, narrowed = job["rows"]
+        original, narrowed = job["rows"][:2]
         rows.append(
             [
                 f"`{job['to']}`",
@@ -134,7 +134,7 @@ def headline(reach: Mapping[str, Any]) -> str:
         )
         if job is None:
             continue
-        original, narrowed = job["rows"]
+        original, narrowed = job["rows"][:2]
 
         def share(key: str, a: Mapping[str, Any] = original, b: Mapping[str, Any] = narrowed) -> str:
             return f"{b[key] / a[key]:.0%}"
