@@ -34,9 +34,10 @@ class Calibration:
         Means over the examples; confidence is the probability of the chosen class.
     ece : float
         Expected calibration error over bins of equal mass: ``sum_b n_b/n |accuracy_b - confidence_b|``.
-    ece_debiased : Estimate
-        Without what sampling alone adds to it, not below 0; its interval is a bootstrap's, moved so that the
-        resamples' mean is the value, since drawing again adds sampling once more.
+    rms_debiased : Estimate
+        The root of the mean squared error over the same bins without what sampling alone adds to it; 0 where that is
+        all there is. Its interval is a bootstrap's of the square, moved so that the resamples' mean is the value,
+        since drawing again adds sampling once more.
     brier : Estimate
         ``mean sum_c (p_c - y_c)**2``, 0 to 2 (Brier 1950).
     nll : float
@@ -53,7 +54,7 @@ class Calibration:
     accuracy: float
     confidence: float
     ece: float
-    ece_debiased: Estimate
+    rms_debiased: Estimate
     brier: Estimate
     nll: float
     temperature: float
@@ -82,10 +83,10 @@ def measure_calibration(
 
     Notes
     -----
-    The bias of a bin's gap is that of the absolute value of a normal variable: with ``s**2 = accuracy (1 - accuracy) /
-    (n_b - 1)`` its expectation is the folded normal mean, and what that is above the gap is taken off. This is the
-    correction of Kumar et al. 2019 (*Verified Uncertainty Calibration*), there for the squared error, in closed form
-    for the absolute one. Equal confidences stay in one bin.
+    The squared gap of a bin is too large by the variance of its accuracy, ``accuracy (1 - accuracy) / (n_b - 1)``;
+    with that taken off, the weighted mean over bins is without bias (Kumar et al. 2019, *Verified Uncertainty
+    Calibration*, section 4). The absolute gap of ``ece`` has no such estimate: compare it only at equal numbers of
+    examples. Equal confidences stay in one bin.
     """
     what = f"probabilities of {name or 'the network'}"
     array = check_probabilities(check_finite(probabilities, what, (None, None)), what)[0]
@@ -98,10 +99,10 @@ def measure_calibration(
     drawn = np.empty(_RESAMPLES)
     for number in range(_RESAMPLES):
         chosen = rng.integers(0, count, count)
-        drawn[number] = _errors(reliability(confidence[chosen], right[chosen], bins))[1]
+        drawn[number] = debiased_square(reliability(confidence[chosen], right[chosen], bins))
     squares = brier_scores(array, truth)
     means = squares[rng.integers(0, count, (_RESAMPLES, count))].mean(axis=1)
-    ece, debiased = _errors(curve)
+    square = debiased_square(curve)
     warnings = list(few(count))
     if len(curve) < bins:
         warnings.append(f"{name or 'probabilities'}: ties leave {len(curve)} distinct bins of {bins}")
@@ -110,8 +111,8 @@ def measure_calibration(
         name=name,
         accuracy=float(right.mean()),
         confidence=float(confidence.mean()),
-        ece=ece,
-        ece_debiased=_shifted(debiased, drawn, count),
+        ece=sum(part.count * abs(part.accuracy - part.confidence) for part in curve) / count,
+        rms_debiased=_rooted(percentile(square, drawn - drawn.mean() + square, count)),
         brier=percentile(float(squares.mean()), means, count),
         nll=_nll(logs, truth),
         temperature=fit_temperature(logs, truth),
@@ -145,26 +146,18 @@ def reliability(confidence: Array, right: Array, bins: int) -> tuple[Reliability
     )
 
 
-def _errors(curve: tuple[ReliabilityBin, ...]) -> tuple[float, float]:
-    """Return the expected calibration error, plain and debiased."""
-    from scipy.special import erf
-
-    sizes = np.array([part.count for part in curve], dtype=np.float64)
-    shares = np.array([part.accuracy for part in curve])
-    gaps = np.abs(shares - np.array([part.confidence for part in curve]))
-    spread = np.sqrt(shares * (1 - shares) / np.maximum(sizes - 1, 1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scaled = np.where(spread > 0, gaps / np.where(spread > 0, spread, 1.0), 0.0)
-    folded = spread * np.sqrt(2 / np.pi) * np.exp(-(scaled**2) / 2) + gaps * erf(scaled / np.sqrt(2))
-    bias = np.where(spread > 0, folded - gaps, 0.0)
-    weights = sizes / sizes.sum()
-    plain = float(weights @ gaps)
-    return plain, max(0.0, plain - float(weights @ bias))
+def debiased_square(curve: tuple[ReliabilityBin, ...]) -> float:
+    """Return the squared calibration error without sampling's share; below 0 where it is less than sampling's."""
+    total = 0.0
+    for part in curve:
+        variance = part.accuracy * (1 - part.accuracy) / max(part.count - 1, 1)
+        total += part.count * ((part.accuracy - part.confidence) ** 2 - variance)
+    return total / sum(part.count for part in curve)
 
 
-def _shifted(value: float, drawn: Array, count: int) -> Estimate:
-    found = percentile(value, drawn - drawn.mean() + value, count)
-    return Estimate(value, max(0.0, found.low), max(value, found.high), count)
+def _rooted(square: Estimate) -> Estimate:
+    value, low, high = (max(0.0, end) ** 0.5 for end in (square.value, square.low, square.high))
+    return Estimate(value, low, high, square.count)
 
 
 def fit_temperature(logits: Array, labels: Integers) -> float:

@@ -23,10 +23,7 @@ def check_finite(values: npt.ArrayLike, what: str, shape: tuple[int | None, ...]
     BadInput
         If it has another shape, or holds what is no number.
     """
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"{what}: not an array of numbers ({error}); give rows of equal length") from error
+    array = _numbers(values, what)
     wanted = ", ".join("any" if length is None else str(length) for length in shape)
     if array.ndim != len(shape) or any(w is not None and w != h for w, h in zip(shape, array.shape, strict=True)):
         raise BadInput(f"{what}: shape {array.shape} where ({wanted}) is needed; check which axis is which")
@@ -44,8 +41,7 @@ def check_probabilities(values: npt.ArrayLike, what: str) -> Array:
     BadInput
         If they are not probabilities of two or more classes, or the examples are too few.
     """
-    array = np.asarray(values, dtype=np.float64)
-    array = check_finite(array[None] if array.ndim == 2 else array, what, (None, None, None))
+    array = _population(values, what, 2)
     if array.shape[2] < 2:
         raise BadInput(f"{what}: {array.shape[2]} class; give the probabilities of two or more")
     if array.min(initial=0.0) < 0 or np.abs(array.sum(axis=2) - 1).max(initial=0.0) > 1e-4:
@@ -76,12 +72,24 @@ def check_losses(original: npt.ArrayLike, narrowed: npt.ArrayLike) -> tuple[Arra
     BadInput
         If they are not of the same examples, not finite, or too few.
     """
-    first, second = (np.asarray(values, dtype=np.float64) for values in (original, narrowed))
-    first = check_finite(first[None] if first.ndim == 1 else first, "the original's losses", (None, None))
-    second = second[None] if second.ndim == 1 else second
-    second = check_finite(second, "the narrowed network's losses", (None, first.shape[1]))
+    first = _population(original, "the original's losses", 1)
+    second = _population(narrowed, "the narrowed network's losses", 1)
+    check_finite(second, "the narrowed network's losses", (None, first.shape[1]))
     check_count(first.shape[1], "losses")
     return first, second
+
+
+def _population(values: npt.ArrayLike, what: str, axes: int) -> Array:
+    """Return an array with an axis of networks before its own ``axes``; one network may come without it."""
+    array = _numbers(values, what)
+    return check_finite(array[None] if array.ndim == axes else array, what, (None,) * (axes + 1))
+
+
+def _numbers(values: npt.ArrayLike, what: str) -> Array:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{what}: not an array of numbers ({error}); give rows of equal length") from error
 
 
 def check_count(count: int, what: str) -> None:

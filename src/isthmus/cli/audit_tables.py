@@ -102,13 +102,22 @@ def _show_measures(data: AuditData) -> None:
     if data.calibration:
         show_table(
             "calibration",
-            ("network", "accuracy", "confidence", "error, debiased", "Brier", "nats", "temperature", "nats, scaled"),
+            (
+                "network",
+                "accuracy",
+                "confidence",
+                "RMS error, debiased",
+                "Brier",
+                "nats",
+                "temperature",
+                "nats, scaled",
+            ),
             [
                 (
                     one.name,
                     metric(one.accuracy),
                     metric(one.confidence),
-                    ranged(one.ece_debiased),
+                    ranged(one.rms_debiased),
                     ranged(one.brier),
                     metric(one.nll),
                     plain(one.temperature),

@@ -175,7 +175,7 @@ def calibration_table(data: AuditData) -> Table | None:
     rows = data.calibration
     if not rows:
         return None
-    errors, briers = _estimates([one.ece_debiased for one in rows]), _estimates([one.brier for one in rows])
+    errors, briers = _estimates([one.rms_debiased for one in rows]), _estimates([one.brier for one in rows])
     return Table(
         "calibrated",
         "calibration",
@@ -184,7 +184,7 @@ def calibration_table(data: AuditData) -> Table | None:
             "accuracy",
             "confidence",
             "error",
-            "error, debiased",
+            "RMS error, debiased",
             "Brier",
             "nats",
             "temperature",
