@@ -191,8 +191,15 @@ def _class_head(network: Network, reading: Reading, seed: int) -> Head:
         inputs = features_of(network, [text for text, _ in train])
         probe = fit_probe(inputs, np.array([label for _, label in train]), len(task.label_names))
 
+    held = passages(reading)
+    features = features_of(encoder_of(network), held)
+    rows = dict(zip(held, features, strict=True))
+
     def read(texts: Parts, chosen: Integers) -> Readout:
-        outputs = features_of(network, [text for (text,) in texts])
+        if probe is not None and texts is reading.texts:  # of an encoder these are known already
+            outputs = np.stack([rows[text] for (text,) in texts])
+        else:
+            outputs = features_of(network, [text for (text,) in texts])
         logits = outputs if probe is None else probe.logits(outputs)
         if logits.shape[1] != len(task.label_names):
             raise BadInput(
@@ -203,18 +210,21 @@ def _class_head(network: Network, reading: Reading, seed: int) -> Head:
         probabilities = np.asarray(softmax(logits, axis=1), dtype=np.float64)
         return Readout(probabilities, (probabilities.argmax(axis=1) != labels[chosen]).astype(np.float64))
 
-    return Head(network, read, features_of(encoder_of(network), passages(reading)))
+    return Head(network, read, features)
 
 
 def _pair_head(network: Network, reading: Reading, seed: int) -> Head:
     scores, pairs = reading.scores, reading.task.pairs
     assert scores is not None
+    held = passages(reading)
+    features = features_of(network, held)
 
     def cosines(texts: Parts) -> Array:
-        distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+        distinct = tuple(dict.fromkeys(text for pair in texts for text in pair))
         place = {text: index for index, text in enumerate(distinct)}
         sides = [np.array([place[pair[side]] for pair in texts]) for side in (0, 1)]
-        return cosine(features_of(network, distinct), sides[0], sides[1])
+        known = features if distinct == held else features_of(network, distinct)
+        return cosine(known, sides[0], sides[1])
 
     if pairs:
         some = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:_FITTED]).tolist()
@@ -227,7 +237,7 @@ def _pair_head(network: Network, reading: Reading, seed: int) -> Head:
         values = cosines(texts)
         return Readout(model.probabilities(values), rank_losses(values, scores[chosen]))
 
-    return Head(network, read, features_of(network, passages(reading)))
+    return Head(network, read, features)
 
 
 def _text_head(network: Network, reading: Reading, reference: Array | None) -> Head:

@@ -86,7 +86,8 @@ def measure_transfer(
     Columns: ``many-shot`` (accuracy of a softmax regression on all training features; for scores the Spearman
     correlation of a ridge regression), ``few-shot k`` (the same on k examples a class, or k pairs, the mean of five
     draws that are the same for every network) and ``calibration error`` (root mean square, debiased, of the
-    many-shot probe's probabilities). Intervals are bootstraps over test examples and draws; those of changes are paired by example.
+    many-shot probe's probabilities). Intervals are bootstraps over test examples and draws; those of changes are
+    paired by example.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ from isthmus.tasks import Task
 from isthmus.tasks.metrics import cosine
 
 STRENGTHS = (0.1, 0.3)
-_CORRUPTED = 400  # examples that are corrupted
+_CORRUPTED = 300  # examples that are corrupted
 _CORRUPTION_SEEDS = 2
 _TRANSFER = 2000  # training examples of a transfer set, and test examples
 
@@ -56,7 +56,7 @@ class Population:
 def measure_corruptions(
     reading: Reading, before: Population, after: Population, seed: int, progress: Progress
 ) -> Robustness:
-    """Return what each corruption costs, on at most 400 examples, two draws of each."""
+    """Return what each corruption costs, on at most 300 examples, two draws of each."""
     chosen = np.sort(np.random.default_rng([seed, 6]).permutation(len(reading.texts))[:_CORRUPTED])
     texts: Parts = tuple(reading.texts[index] for index in chosen.tolist())
 
