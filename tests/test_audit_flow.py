@@ -282,6 +282,9 @@ def test_all_parts_are_there_and_json_gives_them_back(pairs: AuditData) -> None:
     assert len(pairs.neighbours) == len(pairs.position) == 2
     assert pairs.damage is not None
     assert {"origin even", "origin odd"} <= {row.name for row in pairs.damage.rows}
+    assert pairs.disagreement is not None
+    assert pairs.exemplars is not None
+    assert pairs.disagreement.overall.value == pairs.exemplars.share.value
     assert any(row.name.startswith("class ") for row in pairs.damage.rows)
     assert pairs.transfer is not None
     assert {cell.dataset for cell in pairs.transfer.cells} == {"classify:classes", "sts:pairs"}

@@ -53,8 +53,8 @@ class SliceDamage:
 
     @property
     def found(self) -> bool:
-        """Whether the slice is damaged beyond the rest, at 5 % over all slices."""
-        return self.p_value < SIGNIFICANT and self.excess > 0
+        """Whether the slice is damaged, and beyond the rest: both hold at 5 % over all slices."""
+        return self.p_value < SIGNIFICANT and self.excess > 0 and self.damage.low > 0
 
 
 @dataclass(frozen=True)

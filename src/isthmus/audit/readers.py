@@ -130,14 +130,14 @@ def passages(reading: Reading) -> tuple[str, ...]:
 
 
 def encoder_of(network: Network) -> Network:
-    """Return a network whose output is features: itself, or of a classifier the mean of its last hidden states."""
-    if network.pooling != "logits":
+    """Return a network whose output is features: itself, or of a classifier the mean of its last hidden states.
+
+    A classifier that does not name its encoder gives its logits for features.
+    """
+    prefix = str(getattr(network.model, "base_model_prefix", ""))
+    if network.pooling != "logits" or not hasattr(network.model, prefix):
         return network
-    return replace(
-        network.with_model(network.model.get_submodule(str(network.model.base_model_prefix))),
-        pooling="mean",
-        normalize=False,
-    )
+    return replace(network.with_model(network.model.get_submodule(prefix)), pooling="mean", normalize=False)
 
 
 def features_of(network: Network, texts: Sequence[str]) -> Array:

@@ -90,6 +90,11 @@ def _show_slices(data: AuditData) -> None:
         print(f"discovered: {len(tested)} slices, of {data.discovered.searched:,} searched, judged on the other half")
         if tested:
             show_table("", columns, _slice_rows(tested))
+    apart = [] if data.disagreement is None else [row for row in data.disagreement.rows if row.found]
+    for row in apart:
+        print(
+            f"exemplars are common where: {row.name} ({percent(row.narrowed)} of {row.count:,}; p {plain(row.p_value)})"
+        )
     amplified = data.amplification
     if amplified is not None and amplified.correlation is not None:
         print(

@@ -15,7 +15,7 @@ from isthmus.audit.calibration import measure_calibration
 from isthmus.audit.checks import Array
 from isthmus.audit.damage import measure_damage
 from isthmus.audit.discovery import discover_slices
-from isthmus.audit.exemplars import find_exemplars
+from isthmus.audit.exemplars import disagreement, find_exemplars
 from isthmus.audit.givens import read_columns
 from isthmus.audit.neighbours import measure_neighbours
 from isthmus.audit.readers import (
@@ -208,6 +208,8 @@ def _slices(
     shown, _ = slices_of(columns, count)
     searched, _ = slices_of([*columns, *word_columns(reading.texts)], count)
     found.fields["damage"] = measure_damage(before.losses, after.losses, shown, seed=seed)
+    apart = disagreement(before.probabilities, after.probabilities)
+    found.fields["disagreement"] = measure_damage(np.zeros(count), apart, shown, seed=seed)
     found.fields["amplification"] = measure_amplification(before.losses, after.losses, shown, seed=seed)
     found.fields["discovered"] = discover_slices(before.losses, after.losses, searched, seed=seed)
 

@@ -38,6 +38,8 @@ class AuditData(_Record):
     ----------
     loss_name : str
         The loss that damage is measured in; less is better.
+    disagreement : Damage or None
+        That of a loss that is 1 on an exemplar and 0 elsewhere: which slices the exemplars come from.
     calibration, selective : list
         One entry a network, the originals first.
     neighbours, position : list
@@ -54,6 +56,7 @@ class AuditData(_Record):
     networks: list[AuditedNetwork]
     exemplars: Exemplars | None = None
     damage: Damage | None = None
+    disagreement: Damage | None = None
     discovered: Discovered | None = None
     amplification: Amplification | None = None
     robustness: Robustness | None = None

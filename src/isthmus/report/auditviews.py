@@ -5,21 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isthmus.audit.resampling import Estimate
+from isthmus.report.auditcells import Table
 from isthmus.report.auditcharts import Chart, coverage_chart, position_chart, reliability_chart
 from isthmus.report.auditdata import AuditData
-from isthmus.report.audittables import (
-    Table,
-    amplification_table,
+from isthmus.report.auditmeasures import (
     calibration_table,
     correlations_table,
-    damage_table,
-    exemplars_table,
     neighbours_tables,
-    networks_table,
     position_table,
-    robustness_table,
     selective_table,
     transfer_table,
+)
+from isthmus.report.audittables import (
+    amplification_table,
+    damage_table,
+    disagreement_table,
+    exemplars_table,
+    networks_table,
+    robustness_table,
 )
 from isthmus.report.numbers import metric, percent, plain
 from isthmus.report.views import Entry, entry
@@ -37,6 +40,8 @@ class AuditPage:
     damage: Table | None
     discovered_line: str
     discovered: Table | None
+    disagreement_line: str
+    disagreement: Table | None
     amplification_line: str
     amplification: Table | None
     robustness: Table | None
@@ -69,6 +74,14 @@ def audit_page(data: AuditData) -> AuditPage:
         damage=damage_table("damage", damage.rows) if damage and damage.rows else None,
         discovered_line=_discovered_line(data),
         discovered=damage_table("discovered", tested) if tested else None,
+        disagreement_line=(
+            f"Which slices the exemplars come from: {ranged(data.disagreement.overall)} of all examples are exemplars."
+            if data.disagreement
+            else ""
+        ),
+        disagreement=disagreement_table(data.disagreement.rows)
+        if data.disagreement and data.disagreement.rows
+        else None,
         amplification_line=_amplification_line(data),
         amplification=amplification_table(data) if amplified and amplified.rows else None,
         robustness=robustness_table(data),
