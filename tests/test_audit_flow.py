@@ -251,6 +251,14 @@ def test_audit_of_text_writes_a_page(within: Path, capsys: Capture) -> None:
     assert not [path for path in within.iterdir() if "part" in path.name]
 
 
+def test_json_is_printed_and_read_again(within: Path, capsys: Capture) -> None:
+    assert main(["audit", "tiny", "narrow", "--task", "sts:pairs", "--parts", "exemplars", "--json", "-q"]) == 0
+    found = AuditData.model_validate_json(capsys.readouterr().out)
+    assert found.exemplars is not None
+    assert found.exemplars.of == 80
+    assert found.damage is None
+
+
 @pytest.fixture(scope="module")
 def pairs(folder: Path) -> AuditData:
     """An audit of pairs with two narrowed networks, all parts, given slices and a transfer card."""
