@@ -134,6 +134,17 @@ def _steps(verdicts: dict[str, str]) -> list[MethodInfo]:
 
 
 def _measures(verdicts: dict[str, str]) -> list[MethodInfo]:
+    from isthmus.audit import (
+        amplification,
+        calibration,
+        discovery,
+        exemplars,
+        neighbours,
+        position,
+        robustness,
+        selective,
+        transfer,
+    )
     from isthmus.tasks import metrics
 
     summaries = {
@@ -141,10 +152,38 @@ def _measures(verdicts: dict[str, str]) -> list[MethodInfo]:
         "spearman": "Rank correlation of a pair's similarity and its score.",
         "accuracy": "Share of held-out examples whose class is right.",
     }
-    file = _file(metrics)
+    audits: tuple[tuple[str, str | None, Any, str], ...] = (
+        (
+            "exemplars",
+            "compressed-nets-forget",
+            exemplars,
+            "Examples that original and narrowed networks see otherwise.",
+        ),
+        ("amplification", "cie-audit", amplification, "Damage of a slice over the mean damage, and its rarity."),
+        ("slices", None, discovery, "Damage by slice, given or discovered, corrected for how many there are."),
+        ("calibration", None, calibration, "Calibration error without sampling's share, Brier score, temperature."),
+        ("selective", None, selective, "Risk by coverage, and its area."),
+        ("robustness", None, robustness, "What corruptions cost before and after narrowing."),
+        ("neighbours", None, neighbours, "The share of nearest neighbours that stay."),
+        ("position", None, position, "A score by where the part that decides it stands."),
+        (
+            "transfer",
+            "ssl-transfer",
+            transfer,
+            "Linear probes, many-shot and few-shot, on sets that nobody narrowed for.",
+        ),
+    )
     return [
-        MethodInfo(name, "measure", None, "evaluation", file, (), _RUN_BY, verdicts.get(name), summary)
-        for name, summary in summaries.items()
+        *(
+            MethodInfo(name, "measure", None, "evaluation", _file(metrics), (), _RUN_BY, verdicts.get(name), summary)
+            for name, summary in summaries.items()
+        ),
+        *(
+            MethodInfo(
+                name, "measure", slug, "evaluation", _file(thing), (), _RUN_BY, verdicts.get(slug or name), summary
+            )
+            for name, slug, thing, summary in audits
+        ),
     ]
 
 
