@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from isthmus import _loader
 
 if TYPE_CHECKING:
-    from isthmus.flow import compare, inspect, load, narrow, open, plan, task
+    from isthmus.flow import audit, compare, inspect, load, narrow, open, plan, task
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "compare", "inspect", "load", "narrow", "open", "plan", "task"]
+__all__ = ["__version__", "audit", "compare", "inspect", "load", "narrow", "open", "plan", "task"]
 
 _PUBLIC = frozenset(__all__) - {"__version__"}
 

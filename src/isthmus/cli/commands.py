@@ -224,6 +224,59 @@ def compare(
 
 
 @app.command()
+def audit(
+    original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="The network before.", show_default=False)],
+    narrowed: Annotated[
+        list[str], typer.Argument(metavar="NARROWED...", help="Networks after: one, or one a seed.", show_default=False)
+    ],
+    task: options.TaskSpec = None,
+    originals: Annotated[
+        list[str] | None,
+        typer.Option("--original", metavar="MODEL", help="Another original; repeat it."),
+    ] = None,
+    slices: Annotated[
+        Path | None, typer.Option("--slices", metavar="FILE", help="A table of the examples; its columns are slices.")
+    ] = None,
+    transfer: Annotated[
+        list[str] | None, typer.Option("--transfer", metavar="TASK", help="A labelled set to probe; repeat it.")
+    ] = None,
+    parts: Annotated[str, typer.Option("--parts", metavar="NAME,...", help="What to measure, or all.")] = "all",
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE.html", help="Write a page.")] = None,
+    seed: options.Seed = 0,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure what narrowing took away: on which examples, in which slices, in what respects."""
+    spec = options.required_task(task)
+    options.check_writable(out)
+    from isthmus import flow
+    from isthmus.cli import audit_tables
+    from isthmus.flow.auditing import chosen_parts
+
+    chosen_parts(parts)
+    read, probed = flow.task(spec), [flow.task(one) for one in transfer or []]
+    with reporting(quiet=quiet) as progress:
+        audited = flow.audit(
+            [_open(model) for model in (original, *(originals or []))],
+            [_open(model) for model in narrowed],
+            read,
+            slices=slices,
+            transfer=probed,
+            parts=parts,
+            seed=seed,
+            progress=progress,
+        )
+    if out is not None:
+        audited.save(out)
+    if json_:
+        print_text(audited.report.model_dump_json(indent=1))
+    else:
+        audit_tables.show_audit(audited.report)
+        if out is not None:
+            print_text(f"page: {out}")
+
+
+@app.command()
 def delta(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The network that TUNED was trained from.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The fine-tuned network.")],

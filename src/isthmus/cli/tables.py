@@ -31,7 +31,7 @@ def _console() -> Console:
     return Console(file=sys.stdout, width=width, highlight=False, markup=False)
 
 
-def _show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
     """Print a table whose first ``words`` columns are words, set left, and the others figures, set right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
@@ -54,7 +54,9 @@ def show_inspection(report: ReportData) -> None:
         )
         for site in report.sites
     ]
-    _show(f"{report.network} on {report.task}", ("site", "kind", "units", "params", "MACs", "carries"), rows, words=2)
+    show_table(
+        f"{report.network} on {report.task}", ("site", "kind", "units", "params", "MACs", "carries"), rows, words=2
+    )
     _show_rates({row.currency: row.original for row in report.savings}, {}, {})
 
 
@@ -71,7 +73,7 @@ def _show_rates(original: Mapping[str, float], narrowed: Mapping[str, float], wa
             row.append(si(wanted[currency], unit) if currency in wanted else "")
         rows.append(row)
     if rows:
-        _show("", columns, rows)
+        show_table("", columns, rows)
 
 
 def _kept(decision: Decision) -> str:
@@ -104,13 +106,13 @@ def show_plan(plan: Plan) -> None:
         for decision in plan.decisions
     ]
     title = f"plan for {plan.network}: {plan.budget} by {plan.method}, seed {plan.seed}"
-    _show(title, ("site", "kind", "stays", "units", "share", "predicted loss"), rows, words=3)
+    show_table(title, ("site", "kind", "stays", "units", "share", "predicted loss"), rows, words=3)
     if plan.codings:
         codes = [
             (coding.parameter, coding.coder, f"{coding.bits:.2f}", si(coding.bytes, "B"), nats(coding.distortion))
             for coding in plan.codings
         ]
-        _show("codes", ("matrix", "coder", "bits", "takes", "predicted loss"), codes, words=2)
+        show_table("codes", ("matrix", "coder", "bits", "takes", "predicted loss"), codes, words=2)
     _show_rates(plan.original, plan.predicted, _wanted(plan))
     print(f"predicted loss before recovery: {nats(plan.distortion)}")
     for note in plan.notes:
@@ -134,7 +136,7 @@ def show_savings(report: ReportData) -> None:
         wanted = percent(quality.wanted) if quality.wanted is not None else ""
         figures = (metric(quality.original), metric(quality.narrowed), percent(quality.relative), wanted)
         rows.append((quality.metric_name, *figures))
-    _show(f"{report.network} on {report.task}", ("", "original", "narrowed", "share", "wanted"), rows)
+    show_table(f"{report.network} on {report.task}", ("", "original", "narrowed", "share", "wanted"), rows)
     for warning in report.warnings:
         print(f"note: {warning}")
 
@@ -171,7 +173,7 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         f"{first['metric_name']} [95 %]",
         "relative",
     )
-    _show(title, columns, body)
+    show_table(title, columns, body)
 
 
 def show_methods(infos: Sequence[MethodInfo]) -> None:
@@ -180,7 +182,7 @@ def show_methods(infos: Sequence[MethodInfo]) -> None:
         (info.name, info.role, info.slug or "", ", ".join(info.kinds), info.verdict or "no claim yet", info.summary)
         for info in infos
     ]
-    _show("", ("name", "role", "paper", "narrows", "claim", "what it does"), rows, words=6)
+    show_table("", ("name", "role", "paper", "narrows", "claim", "what it does"), rows, words=6)
 
 
 def show_delta(made: Mapping[str, Any], base: str) -> None:
@@ -224,7 +226,7 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
         (row.check, row.site, "ok" if row.ok else "WRONG", f"{row.error:.1e}", f"{row.limit:.0e}" if row.limit else "0")
         for row in diagnosis.rows
     ]
-    _show(f"doctor: {diagnosis.network}", ("check", "site", "", "error", "at most"), rows, words=3)
+    show_table(f"doctor: {diagnosis.network}", ("check", "site", "", "error", "at most"), rows, words=3)
     wrong = sum(not row.ok for row in diagnosis.rows)
     total = len(diagnosis.rows)
     print(f"all {total} checks passed" if not wrong else f"{wrong} of {total} checks failed")

@@ -1,4 +1,4 @@
-"""The flow: open, inspect, plan, narrow, compare; a function a step, the same from Python and from the command."""
+"""The flow: open, inspect, plan, narrow, compare, audit; a function a step, the same from Python and the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isthmus.tasks import Task, load_task
 if TYPE_CHECKING:
     from isthmus.flow.narrowing import Narrowed
     from isthmus.relevance.estimator import Relevance
-    from isthmus.report import ReportData
+    from isthmus.report import AuditData, ReportData
 
 DEFAULT_CODES = "deepcabac"
 _DEFAULTS = {"method": "vib", "codes": DEFAULT_CODES, "sites": "all", "precision": "float32", "activations": None}
@@ -41,6 +41,19 @@ class Inspection:
         from isthmus.report import write
 
         write(self.report, path)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit found, and the page that shows it."""
+
+    report: AuditData
+
+    def save(self, path: str | Path) -> None:
+        """Write the page."""
+        from isthmus.report import write_audit
+
+        write_audit(self.report, path)
 
 
 def inspect(
@@ -256,6 +269,63 @@ def compare(
     if not networks:
         raise BadInput("compare: no networks; give at least one")
     return compare_networks(list(networks), task, engine=engine, seed=seed, progress=progress or silent)
+
+
+def audit(
+    originals: Network | Sequence[Network],
+    narrowed: Network | Sequence[Network],
+    task: Task,
+    *,
+    slices: str | Path | None = None,
+    transfer: Sequence[Task] = (),
+    parts: str = "all",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Audited:
+    """Measure what narrowing took away: on which examples, in which slices, and in what respects.
+
+    Parameters
+    ----------
+    originals, narrowed : Network or sequence of Network
+        Two populations; several of each, from several seeds, tell what narrowing did from chance.
+    task : Task
+        What is audited is what it holds out.
+    slices : str or Path, optional
+        A table with a row an example; its columns beside the text become slices.
+    transfer : sequence of Task
+        Labelled sets for the transfer card.
+    parts : str
+        What to measure, parted by commas, of ``exemplars, slices, robustness, calibration, selective, neighbours,
+        position, transfer``; or ``all``.
+    seed : int
+
+    Returns
+    -------
+    Audited
+
+    Raises
+    ------
+    BadInput
+        If a part is unknown, the examples are too few, or a network cannot be read on the task.
+    """
+    from isthmus.flow.auditing import audit_networks, chosen_parts
+
+    wanted = chosen_parts(parts)
+    first, second = ([each] if isinstance(each, Network) else list(each) for each in (originals, narrowed))
+    if not first or not second:
+        raise BadInput("audit: give at least one original and one narrowed network")
+    return Audited(
+        audit_networks(
+            first,
+            second,
+            task,
+            slices=None if slices is None else Path(slices),
+            transfer=transfer,
+            parts=wanted,
+            seed=seed,
+            progress=progress or silent,
+        )
+    )
 
 
 def is_main_process() -> bool:

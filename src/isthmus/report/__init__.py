@@ -1,5 +1,6 @@
-"""The report: one self-contained HTML page from plain data."""
+"""The report: one self-contained HTML page from plain data, of a narrowed network or of an audit."""
 
+from isthmus.report.auditdata import AuditData, AuditedNetwork
 from isthmus.report.bins import binned, kept_shares
 from isthmus.report.data import (
     BINS,
@@ -14,10 +15,12 @@ from isthmus.report.data import (
     Saving,
     SiteRow,
 )
-from isthmus.report.page import render, write
+from isthmus.report.page import render, render_audit, write, write_audit
 
 __all__ = [
     "BINS",
+    "AuditData",
+    "AuditedNetwork",
     "CodeRow",
     "Curve",
     "Distortion",
@@ -31,5 +34,7 @@ __all__ = [
     "binned",
     "kept_shares",
     "render",
+    "render_audit",
     "write",
+    "write_audit",
 ]

@@ -94,7 +94,9 @@ def thinned(points: Sequence[tuple[float, float]], limit: int = POINTS) -> list[
     return kept
 
 
-def _series(curve: Curve, name: str, frame: Frame, x: Scale, y: Scale) -> Series:
+def series_of(curve: Curve, name: str, frame: Frame, x: Scale, y: Scale) -> Series:
+    """Place a curve's points in a frame."""
+
     def place(point: tuple[float, float]) -> tuple[float, float]:
         return (
             round(frame.left + x.at(point[0]) * (frame.right - frame.left), 1),
@@ -135,7 +137,7 @@ def _line_chart(stage: str, unit: str, members: Sequence[tuple[str, Curve]]) -> 
     log = min(values) > 0 and spans_decades(values, 100)
     y = logarithmic(values) if log else linear(values, zero=min(values) >= 0 and max(values) > 2 * min(values))
     frame = framed(340, 210, 44, x, y, x_write=numbers.tick)
-    series = tuple(_series(curve, name, frame, x, y) for name, curve in members)
+    series = tuple(series_of(curve, name, frame, x, y) for name, curve in members)
     words = "; ".join(f"{line.name} from {line.first} to {line.last} {unit}".rstrip() for line in series)
     title = stage if len(series) > 1 or series[0].name == stage else f"{stage}: {series[0].name}"
     return LineChart(title, unit, frame, series, f"{title}, over {numbers.si(x.high)} steps: {words}")

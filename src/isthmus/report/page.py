@@ -10,6 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from isthmus.errors import BadInput
 from isthmus.report import numbers
+from isthmus.report.auditdata import AuditData
+from isthmus.report.auditviews import audit_page
 from isthmus.report.data import ReportData
 from isthmus.report.views import page
 
@@ -58,8 +60,26 @@ def write(data: ReportData, path: str | Path) -> None:
     BadInput
         If the page cannot be written there.
     """
-    text = render(data)
-    target = Path(path)
+    _write(render(data), Path(path))
+
+
+def render_audit(data: AuditData) -> str:
+    """Render an audit as one HTML page that asks nothing of the network."""
+    return _environment().get_template("audit.html.j2").render(page=audit_page(data), data=data)
+
+
+def write_audit(data: AuditData, path: str | Path) -> None:
+    """Render an audit and write it whole or not at all.
+
+    Raises
+    ------
+    BadInput
+        If the page cannot be written there.
+    """
+    _write(render_audit(data), Path(path))
+
+
+def _write(text: str, target: Path) -> None:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("x", encoding="utf-8") as file:

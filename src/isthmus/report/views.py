@@ -149,7 +149,7 @@ def page(data: ReportData) -> Page:
         examples=_examples(data.examples, example_scale),
         example_ends=(plain(example_scale.low), plain(example_scale.high)),
         engines=tuple(_engine(row) for row in data.engines),
-        record=tuple(_entry(name, value) for name, value in data.record.items()),
+        record=tuple(entry(name, value) for name, value in data.record.items()),
     )
 
 
@@ -283,7 +283,8 @@ def _scalar(value: JsonValue) -> str | None:
     return None
 
 
-def _entry(name: str, value: JsonValue) -> Entry:
+def entry(name: str, value: JsonValue) -> Entry:
+    """Put one entry of a record into text, pairs or JSON."""
     text = _scalar(value)
     if text is not None:
         return Entry(name, text, (), "")

@@ -28,9 +28,13 @@ class Probe:
     weights: Array
     bias: Array
 
+    def logits(self, embeddings: Array) -> Array:
+        """Return the logits of each row of an array (texts, width), shape (texts, classes)."""
+        return np.asarray((embeddings - self.centre) @ self.weights + self.bias, dtype=np.float64)
+
     def predict(self, embeddings: Array) -> npt.NDArray[np.int64]:
         """Return the likeliest class of each row of an array (texts, width)."""
-        return np.asarray(((embeddings - self.centre) @ self.weights + self.bias).argmax(axis=1), dtype=np.int64)
+        return np.asarray(self.logits(embeddings).argmax(axis=1), dtype=np.int64)
 
 
 def fit_probe(embeddings: Array, labels: npt.NDArray[np.integer], classes: int) -> Probe:
