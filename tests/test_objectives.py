@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import qmc
 from sklearn.metrics import mutual_info_score
 from sklearn.metrics.pairwise import rbf_kernel
 
@@ -71,23 +72,21 @@ def test_what_a_task_does_not_need_is_closed() -> None:
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (1.0, 1.0), (0.0, 2.0), (2.0, 0.5)])
 @pytest.mark.parametrize("width", [1, 3])
 def test_the_divergence_of_two_gaussians_is_the_closed_form(mean: float, deviation: float, width: int) -> None:
-    """The mean of draws, within 5 %: of Gaussians that the kernel smooths, whose products integrate to Gaussians."""
-    kernel, count = 1.0, 1500  # in three dimensions a narrower one sees too few pairs
-    draws = [(normal(count, width, 2 * seed), normal(count, width, 2 * seed + 1, mean, deviation)) for seed in range(8)]
+    """Of Gaussians that the kernel smooths, whose products integrate to Gaussians; samples spread evenly (Sobol's)."""
+    kernel, count = 1.0, 1024
+    spread = [qmc.MultivariateNormalQMC(np.zeros(width), seed=seed).random(count) for seed in range(2)]
+    first, second = torch.from_numpy(spread[0]), mean + deviation * torch.from_numpy(spread[1])
 
     def overlap(means: float, variance: float) -> float:
         total = variance + kernel**2
         return (kernel**2 / total) ** (width / 2) * math.exp(-width * means**2 / (2 * total))
 
-    def of_itself(variance: float) -> float:  # each sample meets itself once
-        return math.log(1 / count + (1 - 1 / count) * overlap(0, 2 * variance))
-
-    expected = of_itself(1) + of_itself(deviation**2) - 2 * math.log(overlap(mean, 1 + deviation**2))
-    found = [float(cs.divergence(first, second, width=kernel)) for first, second in draws]
-    assert np.mean(found) == pytest.approx(expected, rel=0.05, abs=0.01)
-    first, second = draws[0]
+    own, other, cross = overlap(0, 2), overlap(0, 2 * deviation**2), overlap(mean, 1 + deviation**2)
+    expected = math.log(own * other / cross**2)
+    found = float(cs.divergence(first, second, width=kernel))
+    assert found == pytest.approx(expected, rel=0.02, abs=0.002)
     assert float(cs.divergence(first, first)) == pytest.approx(0, abs=1e-12)
-    assert float(cs.divergence(second, first, width=kernel)) == pytest.approx(found[0])
+    assert float(cs.divergence(second, first, width=kernel)) == pytest.approx(found)
 
 
 def test_what_samples_share_is_the_formula_written_out() -> None:
