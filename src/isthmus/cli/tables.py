@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from isthmus.report.numbers import metric, nats, percent, si
+from isthmus.report.numbers import metric, nats, percent, plain, si
 
 if TYPE_CHECKING:
     from isthmus.demo import Demo
@@ -57,6 +57,13 @@ def show_inspection(report: ReportData) -> None:
     show_table(
         f"{report.network} on {report.task}", ("site", "kind", "units", "params", "MACs", "carries"), rows, words=2
     )
+    if report.layers:
+        shown = [
+            (f"{profile.name}, {profile.unit}", *(plain(value) for value in profile.values))
+            for profile in report.profiles
+        ]
+        heads = [name.removeprefix("layer ") for name in report.layers]
+        show_table("by layer", ("", *heads), shown, words=1)
     _show_rates({row.currency: row.original for row in report.savings}, {}, {})
 
 

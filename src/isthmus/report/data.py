@@ -186,6 +186,23 @@ class FrontierPoint(_Record):
     coders: dict[str, Annotated[int, Field(ge=0)]] = {}
 
 
+class LayerProfile(_Record):
+    """One measure of every layer.
+
+    Parameters
+    ----------
+    name, unit, meaning : str
+        What it is called, in what it is given, and what a value says.
+    values : list of float or None
+        By layer, in the order of ``ReportData.layers``; None where the measure says nothing.
+    """
+
+    name: str
+    unit: str = ""
+    meaning: str = ""
+    values: list[float | None] = []
+
+
 class ReportData(_Record):
     """Everything on a page. What is None or empty is left out of the page."""
 
@@ -201,6 +218,8 @@ class ReportData(_Record):
     savings: list[Saving] = []
     quality: Quality | None = None
     sites: list[SiteRow] = []
+    layers: list[str] = []
+    profiles: list[LayerProfile] = []
     distortion: Distortion | None = None
     curves: list[Curve] = []
     examples: list[Example] = []

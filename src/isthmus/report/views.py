@@ -13,6 +13,7 @@ from isthmus.report.charts import Bar, LineChart, QualityPlot, Scatter, line_cha
 from isthmus.report.codeviews import Coding, coding
 from isthmus.report.data import Distortion, EngineRow, Example, ReportData, Saving
 from isthmus.report.frontier import Frontier, frontier
+from isthmus.report.layerviews import LayerView, layer_view
 from isthmus.report.numbers import metric, nats, percent, plain, si, times
 from isthmus.report.scales import Scale, finite, linear, portion
 from isthmus.report.siteviews import Map, Partition, PlanView, SiteTable, partition, plan_view, site_map, site_table
@@ -116,6 +117,7 @@ class Page:
     map: Map | None
     plan: PlanView | None
     table: SiteTable | None
+    layers: LayerView | None
     coding: Coding | None
     frontier: Frontier | None
     quality: QualityPlot | None
@@ -140,6 +142,7 @@ def page(data: ReportData) -> Page:
         map=site_map(data.sites),
         plan=plan_view(data.sites),
         table=site_table(data.sites),
+        layers=layer_view(data.layers, data.profiles),
         coding=coding(data.codes),
         frontier=frontier(data.frontier, next((one for one in data.savings if one.currency == "bytes"), None)),
         quality=quality_plot(data.quality) if data.quality else None,

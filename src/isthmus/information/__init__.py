@@ -1,0 +1,1 @@
+"""Information: what representations carry, from samples of them."""
