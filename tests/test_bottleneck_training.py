@@ -12,9 +12,9 @@ from sklearn.metrics import mutual_info_score
 from sklearn.metrics.pairwise import rbf_kernel
 
 from isthmus.errors import BadInput
-from isthmus.information.objectives import cauchy_schwarz as cs
-from isthmus.information.objectives.bottleneck import VariationalBottleneck, closed_units, gaussian_rate
-from isthmus.information.objectives.infomax_codes import (
+from isthmus.information.training import cauchy_schwarz as cs
+from isthmus.information.training.bottleneck import VariationalBottleneck, closed_units, gaussian_rate
+from isthmus.information.training.infomax_codes import (
     CodeHead,
     InfomaxLoss,
     agreement,
