@@ -1,0 +1,98 @@
+"""Micro-benchmarks run in an engine: seconds of each probe, with cold weights and warm inputs, as within a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from isthmus.cost.roofline.probes import Probe
+from isthmus.errors import unknown
+
+ENGINES = ("openvino", "torch")
+DTYPES = ("float32", "bfloat16")
+
+
+class Bench(Protocol):
+    """Probes made ready in an engine."""
+
+    def once(self) -> list[float]:
+        """Run every probe once and return the seconds of each."""
+        ...
+
+
+def time_probes(
+    probes: Sequence[Probe],
+    engine: str,
+    dtype: str = "float32",
+    *,
+    rounds: int = 32,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[Probe, float]:
+    """Time operators in an engine, all of them in turn in every round.
+
+    Parameters
+    ----------
+    probes : sequence of Probe
+    engine : {"openvino", "torch"}
+    dtype : {"float32", "bfloat16"}
+        What the engine computes in.
+    rounds : int
+        How often each is timed.
+    threads : int, optional
+        Of the engine; as many as there are cores when None.
+    progress : callable, optional
+        Called with the rounds done and the rounds in all.
+
+    Returns
+    -------
+    dict of Probe to float
+        Seconds: the mean of the fastest eighth of the rounds.
+
+    Raises
+    ------
+    BadInput
+        If the engine or the element type is unknown.
+    """
+    check_probing(engine, dtype)
+    bench: Bench
+    if engine == "openvino":
+        from isthmus.export.probing_openvino import OpenVinoBench
+
+        bench = OpenVinoBench(probes, dtype, threads)
+    else:
+        from isthmus.export.probing_torch import TorchBench
+
+        bench = TorchBench(probes, dtype, threads)
+    rows = []
+    for turn in range(-2, rounds):
+        times = bench.once()
+        if turn >= 0:
+            rows.append(times)
+        progress(turn + 3, rounds + 2)
+    return dict(zip(probes, low_mean(np.array(rows)).tolist(), strict=True))
+
+
+def check_probing(engine: str, dtype: str) -> None:
+    """Refuse an engine or an element type that is not probed.
+
+    Raises
+    ------
+    BadInput
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if dtype not in DTYPES:
+        raise unknown("element type", dtype, DTYPES)
+
+
+def low_mean(times: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the mean of the fastest eighth of the rounds (the first axis).
+
+    Disturbance only ever adds time, so slow rounds are left out; a mean is finer than the ticks of an engine's
+    counters, which a minimum or a median is not.
+    """
+    count = -(-times.shape[0] // 8)
+    return np.asarray(np.sort(times, axis=0)[:count].mean(axis=0))
