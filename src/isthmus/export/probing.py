@@ -49,7 +49,7 @@ def time_probes(
     Returns
     -------
     dict of Probe to float
-        Seconds: the mean of the fastest eighth of the rounds.
+        Seconds: the mean of the fastest sixteenth of the rounds.
 
     Raises
     ------
@@ -89,10 +89,10 @@ def check_probing(engine: str, dtype: str) -> None:
 
 
 def low_mean(times: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the mean of the fastest eighth of the rounds (the first axis).
+    """Return the mean of the fastest sixteenth of the rounds (the first axis), and of three at least.
 
     Disturbance only ever adds time, so slow rounds are left out; a mean is finer than the ticks of an engine's
     counters, which a minimum or a median is not.
     """
-    count = -(-times.shape[0] // 8)
+    count = max(min(3, times.shape[0]), times.shape[0] // 16)
     return np.asarray(np.sort(times, axis=0)[:count].mean(axis=0))

@@ -45,11 +45,20 @@ class OpenVinoBench:
             parameters.append(ops.parameter([1, rows], np.int64))
             return parameters[-1]
 
+        def residual(*shape: int) -> Node:
+            # Of the two that a sum in a network reads one was made some operators ago, and is no longer at hand.
+            if len(parameters) % 2:
+                return warm(*shape)
+            self.feeds.append(generator.random(shape, np.float32))
+            parameters.append(ops.parameter(list(shape), np.float32))
+            return parameters[-1]
+
         def weights(*shape: int) -> Node:
             return ops.constant(generator.standard_normal(shape, np.float32))
 
         for index, probe in enumerate(probes):
-            made = _BUILDERS[probe.kind](ops, probe.shape, tokens if probe.kind == "embedding" else warm, weights)
+            source = {"embedding": tokens, "addition": residual}.get(probe.kind, warm)
+            made = _BUILDERS[probe.kind](ops, probe.shape, source, weights)
             made.set_friendly_name(f"{_PROBE}{index}")
             rank = len(made.get_output_shape(0))
             outputs.append(ops.result(ops.slice(made, [0] * rank, [1] * rank, [1] * rank)))

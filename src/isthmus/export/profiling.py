@@ -110,7 +110,7 @@ class Counted:
 
 
 def summarise(rounds: Sequence[tuple[Mapping[str, float], float]]) -> Profile:
-    """Return the profile of many runs: by module the mean of the fastest eighth."""
+    """Return the profile of many runs: by module the mean of the fastest sixteenth."""
     from isthmus.export.probing import low_mean
 
     paths = sorted({path for found, _ in rounds for path in found})

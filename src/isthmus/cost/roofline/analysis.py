@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isthmus.cost.roofline.devices import Device
 from isthmus.cost.roofline.efficiency import Work, curve_of
@@ -106,6 +106,7 @@ def analyse(
     batch: int = 1,
     parameters: int = 0,
     fused: bool = True,
+    appends: bool = True,
     notes: Sequence[str] = (),
 ) -> Roofline:
     """Lay a pass against a device's roofline.
@@ -118,6 +119,8 @@ def analyse(
         Element types of weights, activations and cache.
     fused : bool
         Whether the engine joins element-wise work with what comes before it (see ``joining``); torch does not.
+    appends : bool
+        Whether it puts new keys and values behind those that the cache holds, or else writes all of them anew.
 
     Raises
     ------
@@ -125,7 +128,9 @@ def analyse(
         If the device does not compute in these element types.
     """
     kernels = joined(traced) if fused else traced.operators
-    rows = tuple(_row(kernel, device, elements) for kernel in kernels)
+    if not appends:
+        kernels = tuple(_written_anew(kernel) if kernel.held else kernel for kernel in kernels)
+    rows = tuple(_row(kernel, device, elements) for kernel in kernels if _does_something(kernel))
     cache = float(traced.cache * elements.activation_bytes)
     return Roofline(network, phase, batch, device, elements, rows, parameters, cache, tuple(notes))
 
@@ -134,6 +139,15 @@ def layer_of(path: str) -> str:
     """Return the layer that a module belongs to: its path up to the first number, or up to the first dot."""
     found = _LAYER.match(path)
     return found[1] if found else path.partition(".")[0]
+
+
+def _written_anew(kernel: Operator) -> Operator:
+    return replace(kernel, kind="copy", reads=kernel.held, writes=kernel.held, cache_writes=0)
+
+
+def _does_something(kernel: Operator) -> bool:
+    moved = (kernel.weights, kernel.parameters, kernel.reads, kernel.writes, kernel.cache_reads, kernel.cache_writes)
+    return bool(kernel.flops or kernel.index_bytes or any(moved))
 
 
 def _row(kernel: Operator, device: Device, elements: Elements) -> Row:

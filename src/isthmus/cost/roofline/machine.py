@@ -84,13 +84,8 @@ def _read(path: Path, dtype: str) -> Device | None:
             str(kind): Curve(tuple(float(rate) for rate in one["rates"]), float(one["error"]))
             for kind, one in data["curves"].items()
         }
-        device = Device(
-            str(data["name"]),
-            {dtype: float(data["peaks"][dtype])},
-            float(data["bandwidth"]),
-            str(data["source"]),
-            known,
-        )
+        peaks = {dtype: float(data["peaks"][dtype])}
+        device = Device(str(data["name"]), peaks, float(data["bandwidth"]), str(data["source"]), known)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return device if device.peaks[dtype] > 0 and device.bandwidth > 0 and known else None

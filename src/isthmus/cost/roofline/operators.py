@@ -47,6 +47,8 @@ class Operator:
         Elements of activations that are read and written.
     cache_reads, cache_writes : int
         Elements of the cache of keys and values.
+    held : int
+        Of what extends the cache: elements that it holds afterwards.
     index_bytes : int
         Bytes of integers and masks, whose size does not follow the element type.
     product : Product or None
@@ -66,6 +68,7 @@ class Operator:
     writes: int = 0
     cache_reads: int = 0
     cache_writes: int = 0
+    held: int = 0
     index_bytes: int = 0
     product: Product | None = None
     joined: tuple[str, ...] = ()

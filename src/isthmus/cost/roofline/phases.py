@@ -71,9 +71,7 @@ def trace_phase(
         raise BadInput(f"roofline: --cache-tokens belongs to the phase decode, not to {phase}; leave it out")
     reads = str(getattr(model, "main_input_name", "input_ids"))
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise UnsupportedNetwork(
-            f"roofline: {type(model).__name__} has an encoder and a decoder; give one of them alone"
-        )
+        raise UnsupportedNetwork(f"roofline: {type(model).__name__} has an encoder and a decoder; give one alone")
     if reads == "pixel_values":
         return _image(model, phase, batch, tokens)
     if reads != "input_ids":
@@ -83,11 +81,14 @@ def trace_phase(
     limit = most_tokens(model)
     if limit is not None and before + count > limit:
         raise BadInput(
-            f"roofline: {before + count} tokens are beyond the {limit} positions of {type(model).__name__}; ask for fewer"
+            f"roofline: {before + count} tokens are beyond the {limit} positions of {type(model).__name__}; "
+            "ask for fewer"
         )
     ids = torch.ones((batch, count), dtype=torch.long, device="meta")
     if phase == "encode":
-        return trace(model, {"input_ids": ids, **_without_cache(model)})
+        # Networks that can keep a cache build their mask from its length, and look into the mask where there is none.
+        kept = {"use_cache": True} if _caches(model) else {}
+        return trace(model, {"input_ids": ids, **kept}, cached=False)
     if phase == "prefill":
         traced = trace(model, {"input_ids": ids, "use_cache": True}) if _caches(model) else None
     else:
@@ -110,10 +111,6 @@ def _decode(model: nn.Module, ids: torch.Tensor, before: int) -> Pass | None:
 
 def _caches(model: nn.Module) -> bool:
     return "use_cache" in _arguments(model) and "past_key_values" in _arguments(model)
-
-
-def _without_cache(model: nn.Module) -> dict[str, Any]:
-    return {"use_cache": False} if "use_cache" in _arguments(model) else {}
 
 
 def _arguments(model: nn.Module) -> Any:

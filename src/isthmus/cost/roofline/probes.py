@@ -18,10 +18,10 @@ _MOST = 110_000_000  # multiply-accumulates: what takes longer than a few ms is 
 class Probe:
     """One operator to be timed.
 
-    ``shape`` by kind: ``linear`` and `JOINED` (rows, inner, columns); ``convolution`` and ``depthwise`` (batch, channels in,
-    channels out, size, kernel, stride); ``attention`` (batch, heads, heads of keys, rows, keys, head size); ``norm``,
-    ``softmax``, ``activation``, ``addition`` and ``embedding`` (rows, width); ``transposition`` (batch, rows, heads,
-    head size); ``pooling`` (channels, size, kernel, stride).
+    ``shape`` by kind: ``linear`` and `JOINED` (rows, inner, columns); ``convolution`` and ``depthwise`` (batch,
+    channels in, channels out, size, kernel, stride); ``attention`` (batch, heads, heads of keys, rows, keys, head
+    size); ``norm``, ``softmax``, ``activation``, ``addition`` and ``embedding`` (rows, width); ``transposition``
+    (batch, rows, heads, head size); ``pooling`` (channels, size, kernel, stride).
     """
 
     kind: str

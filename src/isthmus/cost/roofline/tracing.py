@@ -23,7 +23,7 @@ from isthmus.cost.roofline.operators import Operator, Pass
 from isthmus.errors import UnsupportedNetwork
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Pass:
+def trace(model: nn.Module, inputs: Mapping[str, Any], *, cached: bool = True) -> Pass:
     """Trace one pass of a network.
 
     Parameters
@@ -32,6 +32,8 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Pass:
         On the meta device; `on_meta` makes such a copy of any.
     inputs : mapping of str to anything
         Keyword arguments. A cache of keys and values among them (``past_key_values``) is told from activations.
+    cached : bool
+        Whether keys and values are kept; if not, what a network does to keep them is not counted.
 
     Returns
     -------
@@ -58,8 +60,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Pass:
         ) from None
     finally:
         model.train(training)
-    cache = cache_tensors(getattr(output, "past_key_values", None) or inputs.get("past_key_values"))
-    return log.finish(cache)
+    return log.finish(cache_tensors(getattr(output, "past_key_values", None)), cached)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -158,27 +159,26 @@ class _Log:
         self.read.append(tuple(read.items()))
         self.written.append(_storage(outputs[0]) if outputs else 0)
 
-    def finish(self, cache: Sequence[Tensor]) -> Pass:
+    def finish(self, cache: Sequence[Tensor], cached: bool) -> Pass:
         """Return what was traced; what reads and extends the cache is told from activations."""
         held = {_storage(tensor) for tensor in cache}
         operators = []
         for operator, read, written in zip(self.operators, self.read, self.written, strict=True):
             if written in held and operator.kind == "copy":
-                operators.append(_append(operator, [size for _, size in read]))
+                operators.append(_append(operator, [size for _, size in read][-1] if cached else 0))
                 continue
-            kept = sum(size for storage, size in read if storage in held)
+            kept = sum(size for storage, size in read if storage in held) if cached else 0
             operators.append(replace(operator, reads=operator.reads - kept, cache_reads=kept))
-        total = sum(tensor.numel() for tensor in cache)
+        total = sum(tensor.numel() for tensor in cache) if cached else 0
         return Pass(tuple(operators), tuple(self.sources), self.leaves, total)
 
 
-def _append(operator: Operator, read: Sequence[int]) -> Operator:
+def _append(operator: Operator, new: int) -> Operator:
     """Return the operator that puts new keys or values behind those that a cache holds.
 
     torch writes both anew; what has to be moved is what is new, as every engine with a cache does it.
     """
-    new = read[-1] if read else 0
-    return replace(operator, kind="cache", reads=new, writes=0, cache_writes=new)
+    return replace(operator, kind="cache", reads=new, writes=0, cache_writes=new, held=operator.writes if new else 0)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -208,11 +208,11 @@ class _Functions(TorchFunctionMode):
         return result
 
 
-class _Dispatch(TorchDispatchMode):
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operator that reaches the dispatcher."""
 
     def __init__(self, log: _Log) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.log = log
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
