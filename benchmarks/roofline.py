@@ -25,15 +25,13 @@ from isthmus.cost.roofline.phases import trace_phase
 from isthmus.cost.roofline.probes import PROBES, STREAM
 from isthmus.cost.roofline.tracing import on_meta
 from isthmus.errors import BadInput
-from isthmus.export.probing import low_mean
+from isthmus.export.probing import AT_ONCE, low_mean
 from isthmus.export.probing_openvino import OpenVinoBench
 from isthmus.export.profiling import Counted, Profile, summarise
 from isthmus.flow.record import versions
 
 RANK, ERROR = 0.9, 0.25
 """What is to be reached: rank correlation at least, median relative error at most."""
-
-PROBING, ROUNDS = 8, 32  # rounds of the micro-benchmarks, and of each network, in one pass
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def run(
         "machine": machine(),
         "threads": threads,
         "passes": passes,
-        "rounds": [PROBING, ROUNDS],
+        "rounds": AT_ONCE,
     }
     ledger = Ledger(out, {"benchmark": "roofline", "record": record}, conclude)
     if {one["network"] for one in ledger.outcomes} >= {case.name for case in CASES}:
@@ -186,11 +184,9 @@ def run(
     times: list[list[float]] = []
     rounds: dict[str, list[Any]] = {case.name: [] for case in CASES}
     for turn in range(passes):
-        bench.once()  # brings what it needs back into the caches
-        times.extend(bench.once() for _ in range(PROBING))
+        times += bench.rounds(AT_ONCE)
         for name, one in ready.items():
-            one.once()
-            rounds[name].extend(one.once() for _ in range(ROUNDS))
+            rounds[name] += one.rounds(AT_ONCE)
         say(f"pass {turn + 1} of {passes}")
     measured = dict(zip(probes, low_mean(np.array(times)).tolist(), strict=True))
     device = device_from(measured, name="here", source="measured", dtype="float32")

@@ -332,7 +332,7 @@ def test_a_profile_names_the_modules():
 
     model, inputs = networks()["bert"]
     counted = Counted(model, inputs, threads=1)
-    profile = summarise([counted.once() for _ in range(2)])
+    profile = summarise(counted.rounds(2))
     linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     linear -= {"pooler.dense"}  # what is not part of the first output does not run
     assert linear <= set(profile.modules)

@@ -14,11 +14,14 @@ ENGINES = ("openvino", "torch")
 DTYPES = ("float32", "bfloat16")
 
 
+AT_ONCE = 8  # rounds after which an engine's counters start anew
+
+
 class Bench(Protocol):
     """Probes made ready in an engine."""
 
-    def once(self) -> list[float]:
-        """Run every probe once and return the seconds of each."""
+    def rounds(self, count: int) -> list[list[float]]:
+        """Run every probe ``count`` times and return the seconds of each, by run."""
         ...
 
 
@@ -66,12 +69,10 @@ def time_probes(
         from isthmus.export.probing_torch import TorchBench
 
         bench = TorchBench(probes, dtype, threads)
-    rows = []
-    for turn in range(-2, rounds):
-        times = bench.once()
-        if turn >= 0:
-            rows.append(times)
-        progress(turn + 3, rounds + 2)
+    rows: list[list[float]] = []
+    while len(rows) < rounds:
+        rows += bench.rounds(min(AT_ONCE, rounds - len(rows)))
+        progress(len(rows), rounds)
     return dict(zip(probes, low_mean(np.array(rows)).tolist(), strict=True))
 
 

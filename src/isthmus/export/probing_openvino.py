@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.cost.roofline.probes import JOINED, Probe, padding
-from isthmus.export.profiling import compile_counted, node_seconds, node_type, original_names
+from isthmus.export.profiling import compile_counted, counted_rounds, node_type, original_names
 
 _PROBE, _WARM = "probe", "warm"
 _TABLE = 4096  # rows of an embedding that is probed
@@ -62,15 +62,18 @@ class OpenVinoBench:
             made.set_friendly_name(f"{_PROBE}{index}")
             rank = len(made.get_output_shape(0))
             outputs.append(ops.result(ops.slice(made, [0] * rank, [1] * rank, [1] * rank)))
-        compiled = compile_counted(openvino.Model(outputs, parameters, "probes"), dtype, threads)
-        self.request = compiled.create_infer_request()
-        self.nodes = _branches(compiled, self.count)
+        self.graph = openvino.Model(outputs, parameters, "probes")
+        self.dtype, self.threads = dtype, threads
 
-    def once(self) -> list[float]:
-        """Run every probe once and return the seconds of each."""
-        self.request.infer(self.feeds)
-        seconds = node_seconds(self.request)
-        return [sum(seconds.get(node, 0.0) for node in nodes) for nodes in self.nodes]
+    def rounds(self, count: int) -> list[list[float]]:
+        """Compile, run every probe ``count`` times and return the seconds of each, by run."""
+        compiled = compile_counted(self.graph, self.dtype, self.threads)
+        branches = _branches(compiled, self.count)
+        times, _ = counted_rounds(compiled, self.feeds, count)
+        none = np.zeros(count)
+        rows = [sum((times.get(node, none) for node in nodes), none) for nodes in branches]
+        found: list[list[float]] = np.stack(rows, axis=1).tolist()
+        return found
 
 
 def _branches(compiled: Any, count: int) -> list[list[str]]:

@@ -24,6 +24,11 @@ class TorchBench:
         self.random = torch.Generator().manual_seed(0)
         self.made = [self._made(probe) for probe in probes]
 
+    def rounds(self, count: int) -> list[list[float]]:
+        """Run every probe ``count`` times and return the seconds of each, by run."""
+        self.once()  # makes kernels
+        return [self.once() for _ in range(count)]
+
     def once(self) -> list[float]:
         """Run every probe once and return the seconds of each."""
         before = torch.get_num_threads()

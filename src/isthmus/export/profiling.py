@@ -70,9 +70,7 @@ class Counted:
             decoder = TorchFXPythonDecoder.from_exported_program(program)
             graph = openvino.convert_model(decoder)
         self.modules = _modules_of(decoder.pt_module)
-        compiled = compile_counted(graph, dtype, threads)
-        self.owner = self._owners(compiled)
-        self.request = compiled.create_infer_request()
+        self.graph, self.dtype, self.threads = graph, dtype, threads
         flat = [*inputs.values(), *past]
         self.feeds = [tensor.detach().numpy() for tensor in flat]
 
@@ -97,16 +95,21 @@ class Counted:
             owners[node.get_friendly_name()] = next((path for path in read if path is not None), None)
         return owners
 
-    def once(self) -> tuple[dict[str, float], float]:
-        """Run once and return seconds by module (None for what belongs to none, under the name ``?``), and in all."""
-        start = time.perf_counter()
-        self.request.infer(self.feeds)
-        wall = time.perf_counter() - start
-        found: dict[str, float] = {}
-        for node, seconds in node_seconds(self.request).items():
-            path = self.owner.get(node)
-            found["?" if path is None else path] = found.get("?" if path is None else path, 0.0) + seconds
-        return found, wall
+    def rounds(self, count: int) -> list[tuple[dict[str, float], float]]:
+        """Compile, run ``count`` times, and return for each run seconds by module and in all.
+
+        What belongs to no module goes by the name ``?``.
+        """
+        compiled = compile_counted(self.graph, self.dtype, self.threads)
+        owner = self._owners(compiled)
+        nodes, walls = counted_rounds(compiled, self.feeds, count)
+        found: list[tuple[dict[str, float], float]] = [({}, wall) for wall in walls]
+        for node, times in nodes.items():
+            path = owner.get(node)
+            for (modules, _), seconds in zip(found, times.tolist(), strict=True):
+                name = "?" if path is None else path
+                modules[name] = modules.get(name, 0.0) + seconds
+        return found
 
 
 def summarise(rounds: Sequence[tuple[Mapping[str, float], float]]) -> Profile:
@@ -211,8 +214,37 @@ def compile_counted(graph: Any, dtype: str = "float32", threads: int | None = No
     return openvino.Core().compile_model(graph, "CPU", options)
 
 
-def node_seconds(request: Any) -> dict[str, float]:
-    """Return the seconds of each node that ran in the last inference of a request compiled with counters."""
+def counted_rounds(
+    compiled: Any, feeds: Sequence[np.ndarray[Any, Any]], count: int
+) -> tuple[dict[str, np.ndarray[Any, Any]], list[float]]:
+    """Run a network that was just compiled with counters; return seconds by node, shape ``(count,)``, and of each run.
+
+    The engine's counters are averages over all runs since it compiled, in whole microseconds. What one run took is the
+    difference of two sums, off by as many microseconds as there were runs; so runs are few, and nodes that take little
+    are given their mean over these runs. The first run, in which kernels are made, does not count.
+    """
+    request = compiled.create_infer_request()
+    sums: list[dict[str, float]] = []
+    walls = []
+    for turn in range(count + 1):
+        start = time.perf_counter()
+        request.infer(feeds)
+        walls.append(time.perf_counter() - start)
+        # Each run's time is cut to whole microseconds: of each, half of one is missing on average.
+        sums.append({name: (mean + 0.5e-6) * (turn + 1) for name, mean in node_means(request).items()})
+    found = {}
+    for name in sums[-1]:
+        times = np.diff([one.get(name, 0.0) for one in sums])
+        mean = float(times.mean())
+        found[name] = np.full(count, mean) if mean < _LITTLE else np.maximum(times, 0.0)
+    return found, walls[1:]
+
+
+_LITTLE = 6e-5  # seconds: below, the counters' steps show
+
+
+def node_means(request: Any) -> dict[str, float]:
+    """Return the mean seconds of each node over all inferences since its network was compiled with counters."""
     seconds: dict[str, float] = {}
     for node in request.get_profiling_info():
         if node.status == node.Status.EXECUTED:

@@ -51,8 +51,8 @@ def measured_device(
 def device_from(measured: Mapping[Probe, float], *, name: str, source: str, dtype: str) -> Device:
     """Return a device from the times of probes.
 
-    The peak is the best rate of any product that was timed; the bandwidth that of an element-wise pass over far more
-    than the caches hold.
+    The peak is the best rate of any product that was timed; the bandwidth that of a sum of arrays far larger than the
+    caches.
     """
     size = BYTES[dtype]
     works = {probe: probe_work(probe, size) for probe in measured}

@@ -92,11 +92,8 @@ def _movements() -> list[Probe]:
 
 PROBES: tuple[Probe, ...] = (*_linear(), *_convolutions(), *_attention(), *_movements())
 
-STREAM = Probe("activation", (4096, 8192))
-"""An element-wise pass over 128 MiB in float32, read and written: far beyond the caches."""
-
-PRODUCTS = tuple(Probe("linear", (size, size, size)) for size in (512, 768, 1024))
-"""Square products, the shapes that come nearest to the peak."""
+STREAM = Probe("addition", (2048, 8192))
+"""The sum of two arrays of 64 MiB in float32, far beyond the caches: what STREAM (McCalpin, 1995) calls Add."""
 
 
 def macs(probe: Probe) -> int:
