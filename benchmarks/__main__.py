@@ -10,7 +10,7 @@ from isthmus.errors import BadInput, IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, CLAIMS, PAGE = ROOT / "benchmarks" / "results", ROOT / "claims" / "results", ROOT / "docs" / "benchmarks.md"
-BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families")
+BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families", "roofline")
 
 
 def _words(text: str) -> list[str]:
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     reach.add_argument("--efforts", type=_words, default=["faster", "full"])
     reach.add_argument("--time", help="handed on to isthmus narrow, such as 20min")
     reach.add_argument("--seed", type=int, default=0)
-    reach.add_argument("--again", action="store_true", help="measure anew what is there already")
+    reach.add_argument("--again", action="store_true", help="measure anew what is there already (also of roofline)")
     families = options.add_argument_group("families")
     families.add_argument("--budgets", type=_words, default=["12MB", "8MB", "5MB", "3MB"], help="of bytes")
     families.add_argument("--families", type=_words, default=["joint", "bits", "codebook", "rank", "structure"])
@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     families.add_argument(
         "--validation", action="store_true", help="score on pairs held out of STS-B train; kept under build/validation"
     )
+    roofline = options.add_argument_group("roofline")
+    roofline.add_argument("--threads", type=int, help="of the engine; all cores if not given")
+    roofline.add_argument("--passes", type=int, default=6, help="over all micro-benchmarks and networks")
     return options
 
 
@@ -106,6 +109,10 @@ def _run(options: argparse.Namespace) -> None:
             seed=options.seed,
             validation=options.validation,
         )
+    if "roofline" in names:
+        from benchmarks import roofline
+
+        roofline.run(options.out / "roofline.json", threads=options.threads, passes=options.passes, again=options.again)
     if "torch_pruning" in names:
         from benchmarks import torch_pruning
 

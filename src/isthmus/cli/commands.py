@@ -362,6 +362,71 @@ def export(
 
 
 @app.command()
+def roofline(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="minilm, or a folder with a config.json.", show_default=False)
+    ],
+    phase: Annotated[
+        str | None,
+        typer.Option("--phase", metavar="encode|prefill|decode", help="Which pass.", show_default="what MODEL is for"),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Texts or images at once.")] = 1,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", help="Of each text.", show_default="128, or 1 decoded")
+    ] = None,
+    cache_tokens: Annotated[
+        int | None, typer.Option("--cache-tokens", metavar="N", help="In the cache before decode.", show_default="512")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="here (measured), or one such as h100; see docs/cost.md.")
+    ] = "here",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype", metavar="NAME", help="float32, bfloat16, int8, int4 or w8a8.", show_default="the plan's, float32"
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE.json", help="Narrow it so first.", show_default=False)
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="On device here: openvino or torch.")] = (
+        "openvino"
+    ),
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", help="Of the engine.", show_default="all cores")
+    ] = None,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show from the config alone what every operator costs, what bounds it and how long it takes."""
+    from isthmus.plan import load_plan
+
+    chosen = None if plan is None else load_plan(plan)
+    from isthmus.cli import tables
+    from isthmus.flow.roofline import as_json
+    from isthmus.flow.roofline import roofline as analyse
+
+    with reporting(quiet=quiet) as progress:
+        found = analyse(
+            model,
+            phase=phase,
+            batch=batch,
+            tokens=tokens,
+            cache_tokens=cache_tokens,
+            device=device,
+            dtype=dtype,
+            plan=chosen,
+            engine=engine,
+            threads=threads,
+            progress=progress,
+        )
+    if json_:
+        print_text(json.dumps(as_json(found), indent=1))
+    else:
+        tables.show_roofline(found)
+
+
+@app.command()
 def methods(json_: options.Json = False) -> None:
     """List the methods: what each is, what it narrows, and whether its claim held here."""
     from isthmus.cli import tables

@@ -15,6 +15,7 @@ from rich.table import Table
 from isthmus.report.numbers import metric, nats, percent, plain, si
 
 if TYPE_CHECKING:
+    from isthmus.cost.roofline.analysis import Roofline, Row
     from isthmus.demo import Demo
     from isthmus.doctor import Diagnosis
     from isthmus.methods import MethodInfo
@@ -225,6 +226,36 @@ def show_loaded(network: Network, folder: Path | None) -> None:
     print(f"{network.name}: {type(network.model).__name__}, {parameters:,} parameters, pooling {network.pooling}")
     if folder is not None:
         show_folder(folder)
+
+
+def show_roofline(found: Roofline) -> None:
+    """Print a network's roofline by kind of operator and by layer."""
+    total = found.total
+
+    def cells(row: Row) -> tuple[str, ...]:
+        share = percent(row.seconds / total.seconds if total.seconds else None)
+        moved = (si(row.weight_bytes, "B"), si(row.activation_bytes, "B"), si(row.cache_bytes, "B"))
+        return (si(row.macs), *moved, f"{row.intensity:.1f}", row.bound, f"{row.seconds * 1e3:.3g} ms", share)
+
+    figures = ("MACs", "weights", "activations", "cache", "FLOP/B", "bound by", "predicted", "share")
+    title = f"{found.network}: {found.phase}, batch {found.batch}, {found.elements.name}"
+    kinds = [(row.name, f"{row.count}", *cells(row)) for row in (*found.by_kind(), total)]
+    _show(title, ("kind", "operators", *figures), kinds)
+    layers = [(row.name or "(the rest)", f"{row.count}", *cells(row)) for row in found.by_layer()]
+    _show("by layer", ("layer", "operators", *figures), layers)
+    device, dtype = found.device, found.elements.product
+    print(
+        f"device {device.name} ({device.source}): {si(device.peak(dtype))}FLOP/s in {dtype}, "
+        f"{si(device.bandwidth, 'B')}/s; bound by compute above {found.balance:.1f} FLOP/B"
+    )
+    print(
+        f"{found.parameters:,} parameters; as a whole bound by {total.bound}: {total.compute_seconds * 1e3:.3g} ms of "
+        f"arithmetic, {total.memory_seconds * 1e3:.3g} ms of memory at the peaks"
+    )
+    if found.cache_bytes:
+        print(f"the cache holds {si(found.cache_bytes, 'B')}")
+    for note in found.notes:
+        print(f"note: {note}")
 
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:
