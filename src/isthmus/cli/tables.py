@@ -240,9 +240,9 @@ def show_roofline(found: Roofline) -> None:
     figures = ("MACs", "weights", "activations", "cache", "FLOP/B", "bound by", "predicted", "share")
     title = f"{found.network}: {found.phase}, batch {found.batch}, {found.elements.name}"
     kinds = [(row.name, f"{row.count}", *cells(row)) for row in (*found.by_kind(), total)]
-    _show(title, ("kind", "operators", *figures), kinds)
+    show_table(title, ("kind", "operators", *figures), kinds)
     layers = [(row.name or "(the rest)", f"{row.count}", *cells(row)) for row in found.by_layer()]
-    _show("by layer", ("layer", "operators", *figures), layers)
+    show_table("by layer", ("layer", "operators", *figures), layers)
     device, dtype = found.device, found.elements.product
     print(
         f"device {device.name} ({device.source}): {si(device.peak(dtype))}FLOP/s in {dtype}, "
