@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from isthmus.measures import listed
+
 _PACKAGE = Path(__file__).parent
 _CLAIMS = _PACKAGE.parents[1] / "claims" / "results"
 _RUN_BY = ("pytorch", "openvino", "onnxruntime")
@@ -134,56 +136,19 @@ def _steps(verdicts: dict[str, str]) -> list[MethodInfo]:
 
 
 def _measures(verdicts: dict[str, str]) -> list[MethodInfo]:
-    from isthmus.audit import (
-        amplification,
-        calibration,
-        discovery,
-        exemplars,
-        neighbours,
-        position,
-        robustness,
-        selective,
-        transfer,
-    )
-    from isthmus.tasks import metrics
-
-    summaries = {
-        "likeness": "Rank correlation of held-out similarities under the network and under the original.",
-        "spearman": "Rank correlation of a pair's similarity and its score.",
-        "accuracy": "Share of held-out examples whose class is right.",
-    }
-    audits: tuple[tuple[str, str | None, Any, str], ...] = (
-        (
-            "exemplars",
-            "compressed-nets-forget",
-            exemplars,
-            "Examples that original and narrowed networks see otherwise.",
-        ),
-        ("amplification", "cie-audit", amplification, "Damage of a slice over the mean damage, and its rarity."),
-        ("slices", None, discovery, "Damage by slice, given or discovered, corrected for how many there are."),
-        ("calibration", None, calibration, "Calibration error without sampling's share, Brier score, temperature."),
-        ("selective", None, selective, "Risk by coverage, and its area."),
-        ("robustness", None, robustness, "What corruptions cost before and after narrowing."),
-        ("neighbours", None, neighbours, "The share of nearest neighbours that stay."),
-        ("position", None, position, "A score by where the part that decides it stands."),
-        (
-            "transfer",
-            "ssl-transfer",
-            transfer,
-            "Linear probes, many-shot and few-shot, on sets that nobody narrowed for.",
-        ),
-    )
     return [
-        *(
-            MethodInfo(name, "measure", None, "evaluation", _file(metrics), (), _RUN_BY, verdicts.get(name), summary)
-            for name, summary in summaries.items()
-        ),
-        *(
-            MethodInfo(
-                name, "measure", slug, "evaluation", _file(thing), (), _RUN_BY, verdicts.get(slug or name), summary
-            )
-            for name, slug, thing, summary in audits
-        ),
+        MethodInfo(
+            one.name,
+            "measure",
+            one.slug,
+            one.family,
+            _file(one.module),
+            (),
+            _RUN_BY,
+            verdicts.get(one.slug or one.name),
+            one.summary,
+        )
+        for one in listed()
     ]
 
 
