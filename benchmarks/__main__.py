@@ -10,7 +10,7 @@ from isthmus.errors import BadInput, IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, CLAIMS, PAGE = ROOT / "benchmarks" / "results", ROOT / "claims" / "results", ROOT / "docs" / "benchmarks.md"
-BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families")
+BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families", "known_mi")
 
 
 def _words(text: str) -> list[str]:
@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     families.add_argument(
         "--validation", action="store_true", help="score on pairs held out of STS-B train; kept under build/validation"
     )
+    known = options.add_argument_group("known_mi")
+    known.add_argument("--samples", type=_integers, default=[2_000, 10_000])
+    known.add_argument("--tools", type=_words, default=["isthmus", "scikit-learn", "npeet", "torch_mist"])
     return options
 
 
@@ -106,6 +109,10 @@ def _run(options: argparse.Namespace) -> None:
             seed=options.seed,
             validation=options.validation,
         )
+    if "known_mi" in names:
+        from benchmarks import known_mi
+
+        known_mi.run(options.out / "known_mi.json", samples=options.samples, seed=options.seed, tools=options.tools)
     if "torch_pruning" in names:
         from benchmarks import torch_pruning
 

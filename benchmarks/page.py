@@ -9,7 +9,7 @@ from typing import Any
 
 from claims.tables import markdown_table, score_table, scores
 
-from benchmarks import families
+from benchmarks import families, known_mi
 from benchmarks.bitstream import section
 from benchmarks.reach import EFFORTS, GOALS, targets
 
@@ -112,6 +112,8 @@ def render(results: Path, claims: Path) -> str:
         lines += [markdown_table(["what", "target", "reached", "met"], rows), ""]
     if joint is not None:
         lines += families.section(joint)
+    if (known := _read(results / "known_mi.json")) is not None:
+        lines += known_mi.section(known)
     return "\n".join(lines).rstrip() + "\n"
 
 
