@@ -1,7 +1,7 @@
 """The default estimator of information beside scikit-learn, NPEET and torch_mist, where the truth is known.
 
-Cases are the 40 tasks of the public benchmark ``benchmark-mi`` (Czyz et al. 2023) and 30 of our own with a closed form or
-a quadrature (`known_mi_cases`). Every tool gets the same samples. scikit-learn takes one-dimensional sides only (the
+Cases are the 40 tasks of the public benchmark ``benchmark-mi`` (Czyz et al. 2023) and 30 of our own with a closed form
+or a quadrature (`known_mi_cases`). Every tool gets the same samples. scikit-learn takes one-dimensional sides only (the
 regression one) or a label, and NPEET's neighbours take many minutes in many dimensions: each is compared with ours on
 the cases that it took. Seconds are processor time of one core, for nothing else may be assumed idle.
 """
@@ -61,9 +61,8 @@ class Drawn:
         """Return both sides; labels are integers of shape ``(samples,)``."""
         data = np.load(self.path)
         sides = [data["x"], data["y"]]
-        return tuple(
-            side[:, 0].astype(np.int64) if label else side for side, label in zip(sides, self.labels, strict=True)
-        )  # type: ignore[return-value]
+        x, y = (side[:, 0].astype(np.int64) if label else side for side, label in zip(sides, self.labels, strict=True))
+        return x, y
 
     @property
     def labels(self) -> tuple[bool, bool]:
@@ -315,14 +314,15 @@ def section(result: Mapping[str, Any]) -> list[str]:
         "",
         markdown_table(heads, rows),
         "",
-        "`isthmus.information.mutual_information` with its default, in nats, on the tasks of `benchmark-mi` and on analytic "
-        f"cases; 95 % intervals, which are to hold the truth in {COVERED:.0%} of the cases. The default was set up looking "
-        "at the half `tuning` only (a hash of the name decides). Seconds are of one core.",
+        "`isthmus.information.mutual_information` with its default, in nats, on the tasks of `benchmark-mi` and on "
+        f"analytic cases; 95 % intervals, which are to hold the truth in {COVERED:.0%} of the cases. The default was "
+        "set up looking at the half `tuning` only (a hash of the name decides). Seconds are of one core.",
         "",
         markdown_table(["samples", "tool", "cases", "its mean error", "ours there", "its seconds"], beside),
         "",
         "The same samples in the same run. scikit-learn takes one-dimensional sides and labels only; NPEET "
-        f"(`npeet_plus`) was run up to {NEIGHBOURS[10_000]} dimensions of both sides together at 10,000 samples; torch_mist "
-        f"with its default, SMILE, two hidden layers of 128, at most {ITERATIONS} iterations and its own early stopping.",
+        f"(`npeet_plus`) was run up to {NEIGHBOURS[10_000]} dimensions of both sides together at 10,000 samples; "
+        f"torch_mist with its default, SMILE, two hidden layers of 128, at most {ITERATIONS} iterations and its own "
+        "early stopping.",
         "",
     ]

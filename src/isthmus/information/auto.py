@@ -37,6 +37,8 @@ FEW = 50
 """Samples below which no critic is trained."""
 MISSED = 0.25
 """Share of what a critic found beyond the Gaussian that it may have missed."""
+FLOOR = 0.005
+"""Nats that nothing here would have noticed."""
 BENT = 0.08
 """Share of the whole that it may have missed where moments say that the samples are not a Gaussian copula."""
 MORE = 4.5
@@ -111,13 +113,16 @@ class Auto:
         together = float(np.mean([fold.out.together.mean() for fold in folds]))
         shuffled = np.mean([fold.out.shuffled for fold in folds], 0) - together + bound if self.permutations else None
         closed = closed_form(x, y)
-        least = 0.005 if closed is None or closed[2] else 0.01 + 0.01 * bound
+        least = FLOOR if closed is None or closed[2] else 0.01 + 0.01 * bound
         sure = gain > max(2.5 * float((out - base).std()) / np.sqrt(len(out)), least)
+        if closed is not None and not closed[2]:
+            # A base fitted to half of few samples is noisy, and what a critic gains by smoothing it is no other shape.
+            sure = sure and bound > closed[0]
         if closed is not None and not sure and not self._beaten(closed, found):
             nats, parts, bent = closed
             own = float(parts.std()) / np.sqrt(len(parts)) + _spread(x, y)
             missed = BENT * max(nats, 0.0) + 0.01 if bent else 0.0
-            found = [Candidate(nats + missed / 2, own, nats + missed, parts)]
+            found = [Candidate(nats + missed / 2, own, nats + missed + FLOOR, parts)]
             return _best(found, shuffled, bound, None, ())
         if bound > ceiling - ROOM:
             reason = f"a critic tells all {len(folds[0].out.together)} pairs apart: more than {bound:.1f} nats"

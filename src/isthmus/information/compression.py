@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.special import psi
 
 from isthmus.errors import BadInput
-from isthmus.information.marginals import gaussianised
+from isthmus.information.marginals import standardised
 from isthmus.information.neighbours import kth_distances
 from isthmus.information.result import CC, CD, Estimate, Kinds, Side
 
@@ -50,10 +50,11 @@ class Compressed:
         code, kept = principal_components(x.values, self.dims)
         notes = [_lost("x", kept)]
         if y.kind == "discrete":
-            return Estimate(*self._given_labels(gaussianised(code), y.symbols), warnings=tuple(filter(None, notes)))
+            return Estimate(*self._given_labels(standardised(code), y.symbols), warnings=tuple(filter(None, notes)))
         other, share = principal_components(y.values, self.dims)
         notes.append(_lost("y", share))
-        sides = [gaussianised(code), gaussianised(other)]
+        # Not ranks: they are spaced evenly, and the entropy is read off how unevenly samples are spaced.
+        sides = [standardised(code), standardised(other)]
         parts = [entropy_parts(side, self.neighbours) for side in (*sides, np.hstack(sides))]
         found = parts[0] + parts[1] - parts[2]
         return Estimate(float(found.mean()), found, warnings=tuple(filter(None, notes)))

@@ -75,7 +75,8 @@ def mutual_information(
         If a side cannot be read, the sides are unlike in length, the estimator is unknown or takes other kinds of
         sides, or a parameter is out of range.
     """
-    rng = np.random.default_rng(seed)
+    # Not the stream of the bare seed: whoever drew the samples with it would get the same noise twice.
+    rng = np.random.default_rng([seed, *b"information"])
     if permutations < 0:
         raise BadInput(f"{permutations} permutations; give 0 or more")
     chosen = get(estimator) if isinstance(estimator, str) else estimator
@@ -105,7 +106,8 @@ def mutual_information(
     if shannon:
         interval = max(interval[0], 0.0), max(interval[1], 0.0)
     null = null_of(chosen, found, left, right, permutations, rng)
-    nats = max(found.nats, 0.0) if shannon else found.nats
+    nats = float(max(found.nats, 0.0) if shannon else found.nats)
+    interval = float(interval[0]), float(interval[1])
     return replace(blank, nats=nats, interval=interval, null=null, warnings=(*notes, *found.warnings))
 
 

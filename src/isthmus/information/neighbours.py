@@ -32,13 +32,14 @@ def kth_distances(points: Floats, neighbours: int) -> Floats:
 
 def counts_within(points: Floats, radii: Floats) -> Counts:
     """Return how many other points are nearer to each than its radius, strictly, shape ``(samples,)``."""
+    # A neighbour at the radius itself is not nearer, whatever sums are rounded to.
+    inside = radii * (1 - 1e-12)
     if points.shape[1] == 1:
-        ordered = np.sort(points[:, 0])
         own = points[:, 0]
-        over = np.searchsorted(ordered, own + radii, side="left")
-        under = np.searchsorted(ordered, own - radii, side="right")
+        ordered = np.sort(own)
+        over = np.searchsorted(ordered, own + inside, side="right")
+        under = np.searchsorted(ordered, own - inside, side="left")
         return np.maximum(over - under - 1, 0).astype(np.int64)
-    inside = np.nextafter(radii, 0)
     if points.shape[1] <= TREE:
         found = cKDTree(points).query_ball_point(points, inside, p=np.inf, return_length=True)
         return np.maximum(np.asarray(found, dtype=np.int64) - 1, 0)
