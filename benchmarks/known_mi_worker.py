@@ -83,7 +83,7 @@ def peers(asked: Mapping[str, Any]) -> None:
         data = np.load(one["file"])
         started = time.process_time()
         try:
-            answer = {"nats": PEERS[one["tool"]](data["x"], data["y"], one)}
+            answer: dict[str, Any] = {"nats": PEERS[one["tool"]](data["x"], data["y"], one)}
         except Exception as error:  # whatever another library may raise is its answer
             answer = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         seconds = time.process_time() - started

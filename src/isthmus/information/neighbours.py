@@ -39,7 +39,7 @@ def counts_within(points: Floats, radii: Floats) -> Counts:
         ordered = np.sort(own)
         over = np.searchsorted(ordered, own + inside, side="right")
         under = np.searchsorted(ordered, own - inside, side="left")
-        return np.maximum(over - under - 1, 0).astype(np.int64)
+        return np.asarray(np.maximum(over - under - 1, 0), dtype=np.int64)
     if points.shape[1] <= TREE:
         found = cKDTree(points).query_ball_point(points, inside, p=np.inf, return_length=True)
         return np.maximum(np.asarray(found, dtype=np.int64) - 1, 0)
