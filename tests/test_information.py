@@ -193,6 +193,18 @@ def test_a_linear_layer_is_not_estimable_in_many_dimensions() -> None:
     assert "linear function" in (found.not_estimable or "")
 
 
+def test_a_side_and_itself_are_not_estimable_however_few_the_samples() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 64))
+    found = mutual_information(x, x[:, ::-1])
+    assert "column 63 of y is column 0 of x" in (found.not_estimable or "")
+
+
+def test_two_distinct_integers_are_labels_however_few_the_samples() -> None:
+    found = mutual_information(np.arange(8) % 2, np.arange(8) % 2)
+    assert found.nats is not None
+    assert found.nats <= np.log(2)
+
+
 def test_noise_makes_a_layer_estimable() -> None:
     x = np.random.default_rng(0).normal(size=(2000, 1))
     found = mutual_information(x, 2 * x, noise=1.0)

@@ -22,13 +22,17 @@ SMALL = 0.05
 def determined(x: Side, y: Side) -> str | None:
     """Return why information is infinite, or None where nothing says so.
 
-    Looked for both ways: a column that is a linear function of the other side, up to rounding; and, where the other
+    Looked for: a column that both share; and, both ways, a column that is a linear function of the other side, up to rounding; and, where the other
     side has at most 6 dimensions, one whose residual from a plane through the nearest neighbours shrinks with the
     samples as that of a smooth function does. Noise stays as large as it is however many samples there are. A function
     of more dimensions that bends is not noticed.
     """
     if "discrete" in (x.kind, y.kind):
         return None
+    shared = _equal(x, y)
+    if shared.any():
+        one, same = np.argwhere(shared)[0]
+        return f"column {same} of y is column {one} of x"
     left, right = (standardised(side.values) for side in (x, y))
     for name, other, given, target in (("y", "x", left, right), ("x", "y", right, left)):
         column = _linear(given, target)
@@ -38,6 +42,10 @@ def determined(x: Side, y: Side) -> str | None:
         if column is not None:
             return f"column {column} of {name} is a smooth function of {other}"
     return None
+
+
+def _equal(x: Side, y: Side) -> npt.NDArray[np.bool_]:
+    return np.array([[bool((left == right).all()) for right in y.values.T] for left in x.values.T])
 
 
 def _linear(given: Floats, target: Floats) -> int | None:

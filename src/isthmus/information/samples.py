@@ -50,8 +50,8 @@ def read_pair(
 def read_side(values: npt.NDArray[Any], name: str, rng: np.random.Generator) -> tuple[Side, list[str]]:
     """Return a side, and what was noticed.
 
-    Integers and booleans are symbols (rows of them, whole rows) if fewer than a fifth of the samples are distinct;
-    otherwise they are numbers. Constant columns are left out, equal columns kept once, ties between numbers broken
+    Integers and booleans are symbols (rows of them, whole rows) if fewer than a fifth of the samples, or two, are
+    distinct; otherwise they are numbers. Constant columns are left out, equal columns kept once, ties between numbers broken
     at random.
 
     Parameters
@@ -65,7 +65,7 @@ def read_side(values: npt.NDArray[Any], name: str, rng: np.random.Generator) -> 
         values = values[:, spread] if spread.any() else values[:, :1]
     if values.dtype.kind in "iub":
         _, symbols = np.unique(values, axis=0, return_inverse=True)
-        if symbols.max() + 1 < REPEATED * len(values) or symbols.max() == 0:
+        if symbols.max() + 1 < max(REPEATED * len(values), 3):
             return Side(symbols.reshape(-1, 1).astype(np.float64), "discrete"), notes
         notes.append(f"{name}: {symbols.max() + 1} distinct integers are taken as numbers, not as symbols")
     found = values.astype(np.float64)
