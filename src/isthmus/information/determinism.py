@@ -22,10 +22,10 @@ SMALL = 0.05
 def determined(x: Side, y: Side) -> str | None:
     """Return why information is infinite, or None where nothing says so.
 
-    Looked for: a column that both share; and, both ways, a column that is a linear function of the other side, up to rounding; and, where the other
-    side has at most 6 dimensions, one whose residual from a plane through the nearest neighbours shrinks with the
-    samples as that of a smooth function does. Noise stays as large as it is however many samples there are. A function
-    of more dimensions that bends is not noticed.
+    Looked for: a column that both share; and, both ways, one that is a linear function of the other side, up to
+    rounding, or, where the other side has at most 6 dimensions, one whose residual from a plane through the nearest
+    neighbours shrinks with the samples as that of a smooth function does. Noise stays as large as it is however many
+    samples there are. A function of more dimensions that bends is not noticed.
     """
     if "discrete" in (x.kind, y.kind):
         return None

@@ -51,8 +51,8 @@ def read_side(values: npt.NDArray[Any], name: str, rng: np.random.Generator) -> 
     """Return a side, and what was noticed.
 
     Integers and booleans are symbols (rows of them, whole rows) if fewer than a fifth of the samples, or two, are
-    distinct; otherwise they are numbers. Constant columns are left out, equal columns kept once, ties between numbers broken
-    at random.
+    distinct; otherwise they are numbers. Constant columns are left out, equal columns kept once, ties between
+    numbers broken at random.
 
     Parameters
     ----------
