@@ -10,7 +10,7 @@ from isthmus.errors import BadInput, IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, CLAIMS, PAGE = ROOT / "benchmarks" / "results", ROOT / "claims" / "results", ROOT / "docs" / "benchmarks.md"
-BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families", "roofline")
+BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families", "roofline", "known_mi")
 
 
 def _words(text: str) -> list[str]:
@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     roofline = options.add_argument_group("roofline")
     roofline.add_argument("--threads", type=int, help="of the engine; all cores if not given")
     roofline.add_argument("--passes", type=int, default=6, help="over all micro-benchmarks and networks")
+    known = options.add_argument_group("known_mi")
+    known.add_argument("--samples", type=_integers, default=[2_000, 10_000])
+    known.add_argument("--tools", type=_words, default=["isthmus", "scikit-learn", "npeet", "torch_mist"])
     return options
 
 
@@ -113,6 +116,10 @@ def _run(options: argparse.Namespace) -> None:
         from benchmarks import roofline
 
         roofline.run(options.out / "roofline.json", threads=options.threads, passes=options.passes, again=options.again)
+    if "known_mi" in names:
+        from benchmarks import known_mi
+
+        known_mi.run(options.out / "known_mi.json", samples=options.samples, seed=options.seed, tools=options.tools)
     if "torch_pruning" in names:
         from benchmarks import torch_pruning
 

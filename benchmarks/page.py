@@ -9,7 +9,7 @@ from typing import Any
 
 from claims.tables import markdown_table, score_table, scores
 
-from benchmarks import families, roofline
+from benchmarks import families, known_mi, roofline
 from benchmarks.bitstream import section
 from benchmarks.reach import EFFORTS, GOALS, targets
 
@@ -115,6 +115,8 @@ def render(results: Path, claims: Path) -> str:
     clock = _read(results / "roofline.json")
     if clock is not None:
         lines += roofline.section(clock)
+    if (known := _read(results / "known_mi.json")) is not None:
+        lines += known_mi.section(known)
     return "\n".join(lines).rstrip() + "\n"
 
 
