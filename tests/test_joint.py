@@ -86,10 +86,9 @@ def test_training_never_ends_worse_than_it_began(place: Path, codes: str) -> Non
         assert losses == sorted(losses, reverse=True)
 
 
-@pytest.mark.parametrize("codes", ["vptq", "alds", "vptq,alds,deepcabac"])
-def test_units_go_beside_codes_that_look_up_or_factor(place: Path, codes: str) -> None:
+def test_units_go_beside_codes_that_look_up_or_factor(place: Path) -> None:
     """What is left of a matrix may have columns that the vectors measured on the whole do not fill."""
-    asked = [*ORDER, "--to", "bytes=9%", "--codes", codes, "--effort", "none"]
+    asked = [*ORDER, "--to", "bytes=9%", "--codes", "vptq,alds", "--effort", "none"]
     assert main([*asked, "-o", "made"]) == 0
     assert weight_bytes("made") <= 0.09 * weight_bytes("tiny")
     plan = json.loads((place / "made" / "isthmus.json").read_text())["plan"]
