@@ -16,7 +16,7 @@ from isthmus.bottlenecks.coder import MatrixStatistics, Setting
 from isthmus.bottlenecks.curves import coded_matrices
 from isthmus.bottlenecks.registry import CODERS, coder
 from isthmus.errors import BadInput
-from isthmus.flow.coding import code_matrices, file_bytes
+from isthmus.flow.coding import code_matrices, file_bytes, refitted
 from isthmus.network import Network
 from isthmus.plan import Coding
 from isthmus.relevance.sensitivity import Sensitivity
@@ -77,6 +77,46 @@ def test_predicted_equals_measured_and_saved_equals_loaded(name: str, family: st
     save_artifact(finished, tmp_path / "small", RECORD)
     assert weight_bytes(tmp_path / "small") == file_bytes(network, codes)
     same_outputs(finished.model, auto(family).from_pretrained(tmp_path / "small"))
+
+
+NARROWER = [(96, 57), (80, 61), (61, 64), (33, 48)]
+
+
+@pytest.mark.parametrize("after", NARROWER)
+@pytest.mark.parametrize("name", CODERS)
+def test_every_setting_of_a_whole_matrix_has_one_for_what_is_left_of_it(name: str, after: tuple[int, int]) -> None:
+    """Columns that vectors do not fill, ranks that are worth more of a smaller matrix."""
+    before, one = (96, 64), coder(name)
+    weight = np.random.default_rng(0).normal(0, 1, after).astype(np.float32)
+    for setting in one.settings(before):
+        found = refitted(one, setting, before, after)
+        assert found is not None
+        assert one.code(weight, statistics_of(after), found).shape == after
+        if found != setting and not setting.rank:
+            assert found.bits <= setting.bits or found.bits == min(other.bits for other in one.settings(after))
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_what_is_left_may_be_too_small_to_be_coded(name: str) -> None:
+    one = coder(name)
+    for setting in one.settings((96, 64))[:1]:
+        assert refitted(one, setting, (96, 64), (96, 64)) == setting
+        found = refitted(one, setting, (96, 64), (2, 3))
+        assert (found is None) == (not one.settings((2, 3)))
+
+
+def test_a_rank_keeps_its_share_of_the_numbers() -> None:
+    one = coder("alds")
+    for setting in one.settings((96, 64)):
+        found = refitted(one, setting, (96, 64), (48, 32))
+        assert found is not None
+        slices, before = 32 // found.group, setting.rank / (64 // setting.group)
+        numbers = found.rank / slices * (slices * 48 + 32)
+        least = min(
+            other.rank / (32 // other.group) * (32 // other.group * 48 + 32) for other in one.settings((48, 32))
+        )
+        share = before * (64 // setting.group * 96 + 64) / (96 * 64)
+        assert numbers / (48 * 32) <= share + 1e-9 or numbers == least
 
 
 @pytest.mark.parametrize("name", CODERS)

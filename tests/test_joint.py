@@ -86,6 +86,15 @@ def test_training_never_ends_worse_than_it_began(place: Path, codes: str) -> Non
         assert losses == sorted(losses, reverse=True)
 
 
+def test_units_go_beside_codes_that_look_up_or_factor(place: Path) -> None:
+    """What is left of a matrix may have columns that the vectors measured on the whole do not fill."""
+    asked = [*ORDER, "--to", "bytes=9%", "--codes", "vptq,alds", "--effort", "none"]
+    assert main([*asked, "-o", "made"]) == 0
+    assert weight_bytes("made") <= 0.09 * weight_bytes("tiny")
+    plan = json.loads((place / "made" / "isthmus.json").read_text())["plan"]
+    assert plan["predicted"]["params"] < plan["original"]["params"], "units went"
+
+
 def test_a_plan_with_codes_replays(place: Path) -> None:
     task = ["--task", "text:text.txt", "--method", "fisher", "--quiet"]
     assert main(["plan", "tiny", *task, "--to", "bytes=13%", "-o", "plan.json"]) == 0

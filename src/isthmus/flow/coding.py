@@ -43,6 +43,7 @@ LEARNED: Mapping[str, Callable[[float], Quantizer]] = {"paretoq": paretoq_quanti
 """Coders whose scales are trained with the weights, with the quantizer of each at so many bits."""
 
 Codes = dict[str, Coded]
+Shape = tuple[int, int]
 
 
 def statistics_of(
@@ -161,9 +162,13 @@ def codings_of(study: Study, joint: Joint) -> tuple[Coding, ...]:
     for name, one in joint.chosen.items():
         if name not in after:
             continue
-        count = float(np.prod(shapes[after[name]]))
-        whole = float(study.network.model.get_parameter(name).numel())
-        setting = one.setting
+        rows, columns = shapes[after[name]]
+        count = float(rows * columns)
+        weight = study.network.model.get_parameter(name)
+        whole = float(weight.numel())
+        setting = refitted(coder_named(one.coder), one.setting, (weight.shape[0], weight.shape[1]), (rows, columns))
+        if setting is None:
+            continue
         found.append(
             Coding(
                 parameter=after[name],
@@ -176,6 +181,39 @@ def codings_of(study: Study, joint: Joint) -> tuple[Coding, ...]:
             )
         )
     return tuple(found)
+
+
+def refitted(coder: Coder, setting: Setting, before: Shape, after: Shape) -> Setting | None:
+    """Return the setting that a coder offers a narrowed matrix in the place of one that was measured on the whole.
+
+    Vectors must fill the columns that are left, and a rank is worth another share of fewer rows and columns. Taken is
+    the setting of the highest rate that is no higher than before, or of the lowest.
+
+    Returns
+    -------
+    Setting or None
+        None where the coder offers nothing: what is left is too small to be coded.
+    """
+    if before == after or getattr(coder, "continuous", False):
+        return setting
+    offered = coder.settings(after)
+    if setting in offered and not setting.rank:
+        return setting
+    asked = _rate(setting, before) * (1 + 1e-9)
+    rates = {one: _rate(one, after) for one in offered}
+    fitting = [one for one in offered if rates[one] <= asked]
+    if fitting:
+        return max(fitting, key=lambda one: (rates[one], one.group))
+    return min(offered, key=lambda one: rates[one], default=None)
+
+
+def _rate(setting: Setting, shape: Shape) -> float:
+    """Return the bits a weight of a setting, before entropy coding and without scales and tables."""
+    rows, columns = shape
+    if not setting.rank:
+        return setting.bits
+    slices = max(columns // setting.group, 1) if setting.group else 1
+    return setting.bits * setting.rank * (1 / columns + 1 / (slices * rows))
 
 
 def fit_settings(
