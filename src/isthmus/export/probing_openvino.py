@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.cost.roofline.probes import JOINED, Probe, padding
+from isthmus.cost.roofline.probes import JOINED, RMS, Probe, padding
 from isthmus.export.profiling import compile_counted, counted_rounds, node_type, original_names
 
 _PROBE, _WARM = "probe", "warm"
+_WIDE = 1 << 21  # elements, above which what is added fits into no cache anyway
 _TABLE = 4096  # rows of an embedding that is probed
 Node = Any
 
@@ -45,19 +46,11 @@ class OpenVinoBench:
             parameters.append(ops.parameter([1, rows], np.int64))
             return parameters[-1]
 
-        def residual(*shape: int) -> Node:
-            # Of the two that a sum in a network reads one was made some operators ago, and is no longer at hand.
-            if len(parameters) % 2:
-                return warm(*shape)
-            self.feeds.append(generator.random(shape, np.float32))
-            parameters.append(ops.parameter(list(shape), np.float32))
-            return parameters[-1]
-
         def weights(*shape: int) -> Node:
             return ops.constant(generator.standard_normal(shape, np.float32))
 
         for index, probe in enumerate(probes):
-            source = {"embedding": tokens, "addition": residual}.get(probe.kind, warm)
+            source = tokens if probe.kind == "embedding" else warm
             made = _BUILDERS[probe.kind](ops, probe.shape, source, weights)
             made.set_friendly_name(f"{_PROBE}{index}")
             rank = len(made.get_output_shape(0))
@@ -149,6 +142,13 @@ def _norm(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights
     return ops.add(ops.multiply(made, weights(1, 1, shape[1])), weights(1, 1, shape[1]))
 
 
+def _rms(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights: Callable[..., Node]) -> Node:
+    given, one = source(1, *shape), np.float32(1.0)
+    squares = ops.reduce_mean(ops.power(given, np.float32(2.0)), np.array([-1]), True)
+    scale = ops.divide(one, ops.sqrt(ops.add(squares, np.float32(1e-6))))
+    return ops.multiply(weights(1, 1, shape[1]), ops.multiply(given, scale))
+
+
 def _softmax(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights: Callable[..., Node]) -> Node:
     return ops.softmax(source(1, *shape), -1)
 
@@ -158,7 +158,13 @@ def _activation(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], w
 
 
 def _addition(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights: Callable[..., Node]) -> Node:
-    return ops.add(source(*shape), source(*shape))
+    left = source(*shape)
+    if shape[0] * shape[1] > _WIDE:
+        return ops.add(left, source(*shape))
+    # As around a layer's residual: what is added to was there before the product that is added.
+    right = ops.matmul(left, weights(shape[1], shape[1]), False, True)
+    right.set_friendly_name(f"{_WARM} {left.get_friendly_name()}")
+    return ops.add(left, right)
 
 
 def _embedding(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights: Callable[..., Node]) -> Node:
@@ -184,6 +190,7 @@ _BUILDERS: dict[str, Callable[..., Node]] = {
     "depthwise": _depthwise,
     "attention": _attention,
     "norm": _norm,
+    RMS: _rms,
     "softmax": _softmax,
     "activation": _activation,
     "addition": _addition,
