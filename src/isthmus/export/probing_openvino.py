@@ -11,7 +11,6 @@ from isthmus.cost.roofline.probes import JOINED, RMS, Probe, padding
 from isthmus.export.profiling import compile_counted, counted_rounds, node_type, original_names
 
 _PROBE, _WARM = "probe", "warm"
-_WIDE = 1 << 21  # elements, above which what is added fits into no cache anyway
 _TABLE = 4096  # rows of an embedding that is probed
 Node = Any
 
@@ -158,13 +157,7 @@ def _activation(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], w
 
 
 def _addition(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights: Callable[..., Node]) -> Node:
-    left = source(*shape)
-    if shape[0] * shape[1] > _WIDE:
-        return ops.add(left, source(*shape))
-    # As around a layer's residual: what is added to was there before the product that is added.
-    right = ops.matmul(left, weights(shape[1], shape[1]), False, True)
-    right.set_friendly_name(f"{_WARM} {left.get_friendly_name()}")
-    return ops.add(left, right)
+    return ops.add(source(*shape), source(*shape))
 
 
 def _embedding(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights: Callable[..., Node]) -> Node:
