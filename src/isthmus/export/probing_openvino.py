@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.cost.roofline.probes import JOINED, Probe, padding
+from isthmus.cost.roofline.probes import JOINED, RMS, Probe, padding
 from isthmus.export.profiling import compile_counted, counted_rounds, node_type, original_names
 
 _PROBE, _WARM = "probe", "warm"
@@ -45,19 +45,11 @@ class OpenVinoBench:
             parameters.append(ops.parameter([1, rows], np.int64))
             return parameters[-1]
 
-        def residual(*shape: int) -> Node:
-            # Of the two that a sum in a network reads one was made some operators ago, and is no longer at hand.
-            if len(parameters) % 2:
-                return warm(*shape)
-            self.feeds.append(generator.random(shape, np.float32))
-            parameters.append(ops.parameter(list(shape), np.float32))
-            return parameters[-1]
-
         def weights(*shape: int) -> Node:
             return ops.constant(generator.standard_normal(shape, np.float32))
 
         for index, probe in enumerate(probes):
-            source = {"embedding": tokens, "addition": residual}.get(probe.kind, warm)
+            source = tokens if probe.kind == "embedding" else warm
             made = _BUILDERS[probe.kind](ops, probe.shape, source, weights)
             made.set_friendly_name(f"{_PROBE}{index}")
             rank = len(made.get_output_shape(0))
@@ -149,6 +141,13 @@ def _norm(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights
     return ops.add(ops.multiply(made, weights(1, 1, shape[1])), weights(1, 1, shape[1]))
 
 
+def _rms(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights: Callable[..., Node]) -> Node:
+    given, one = source(1, *shape), np.float32(1.0)
+    squares = ops.reduce_mean(ops.power(given, np.float32(2.0)), np.array([-1]), True)
+    scale = ops.divide(one, ops.sqrt(ops.add(squares, np.float32(1e-6))))
+    return ops.multiply(weights(1, 1, shape[1]), ops.multiply(given, scale))
+
+
 def _softmax(ops: Any, shape: tuple[int, ...], source: Callable[..., Node], weights: Callable[..., Node]) -> Node:
     return ops.softmax(source(1, *shape), -1)
 
@@ -184,6 +183,7 @@ _BUILDERS: dict[str, Callable[..., Node]] = {
     "depthwise": _depthwise,
     "attention": _attention,
     "norm": _norm,
+    RMS: _rms,
     "softmax": _softmax,
     "activation": _activation,
     "addition": _addition,

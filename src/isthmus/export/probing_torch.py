@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isthmus.cost.roofline.probes import JOINED, Probe, padding
+from isthmus.cost.roofline.probes import JOINED, RMS, Probe, padding
 
 _TABLE = 4096  # rows of an embedding that is probed
 
@@ -82,6 +82,7 @@ class TorchBench:
         weight, bias = self._tensor(shape[-1]), self._tensor(shape[-1])
         runs: dict[str, Callable[[], Any]] = {
             "norm": lambda: functional.layer_norm(given, (shape[-1],), weight, bias),
+            RMS: lambda: functional.rms_norm(given, (shape[-1],), weight),
             "softmax": lambda: torch.softmax(given, -1),
             "activation": lambda: functional.gelu(given),
             "addition": lambda: given + other,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.cost.roofline.operators import PRODUCTS, Operator, Product
-from isthmus.cost.roofline.probes import JOINED, Probe, macs, spatial
+from isthmus.cost.roofline.probes import JOINED, RMS, Probe, macs, spatial
 
 FEATURES = ("overhead", "operations", "by rows", "by columns", "by inner", "weights", "activations")
 
@@ -72,19 +72,32 @@ def fit(works: Sequence[Work], seconds: Sequence[float]) -> Curve:
 
 
 def curves(measured: Mapping[Probe, float], bytes_each: int) -> dict[str, Curve]:
-    """Return a curve for each kind of probe that was timed."""
-    found: dict[str, Curve] = {}
-    for kind in dict.fromkeys(probe.kind for probe in measured):
-        chosen = [probe for probe in measured if probe.kind == kind]
-        if len(chosen) > 1:
-            found[kind] = fit([probe_work(probe, bytes_each) for probe in chosen], [measured[one] for one in chosen])
-    return found
+    """Return a curve for each kind of probe that was timed, and one more for products of one row."""
+    groups: dict[str, list[Probe]] = {}
+    for probe in measured:
+        groups.setdefault(_curve_name(probe.kind, _product(probe)), []).append(probe)
+    return {
+        name: fit([probe_work(probe, bytes_each) for probe in chosen], [measured[probe] for probe in chosen])
+        for name, chosen in groups.items()
+        if len(chosen) > 1
+    }
+
+
+def _curve_name(kind: str, product: Product | None) -> str:
+    """Return the curve of a kind; products with one row, such as a decoder's, run in routines of their own."""
+    return f"{kind}, one row" if product is not None and product.rows == 1 else kind
 
 
 def curve_of(operator: Operator, known: Mapping[str, Curve]) -> Curve | None:
     """Return the curve that an operator's time is read from, or None where nothing like it was timed."""
-    if operator.kind == "linear" and operator.joined and JOINED in known:
-        return known[JOINED]
+    joined = operator.kind == "linear" and operator.joined and JOINED in known
+    kind = JOINED if joined else operator.kind
+    if (name := _curve_name(kind, operator.product)) in known:
+        return known[name]
+    if joined:
+        return known[kind]
+    if operator.kind == "norm" and "rms" in operator.name.lower() and RMS in known:
+        return known[RMS]
     if operator.kind == "activation" and operator.reads >= 2 * operator.writes and "addition" in known:
         return known["addition"]
     if operator.kind in known:

@@ -11,6 +11,9 @@ from math import prod
 JOINED = "linear joined"
 """A linear map with an activation in it; engines take other routines for these."""
 
+RMS = "rms norm"
+"""A norm without a mean, which engines take in one pass."""
+
 _MOST = 110_000_000  # multiply-accumulates: what takes longer than a few ms is disturbed in every round
 
 
@@ -20,7 +23,7 @@ class Probe:
 
     ``shape`` by kind: ``linear`` and `JOINED` (rows, inner, columns); ``convolution`` and ``depthwise`` (batch,
     channels in, channels out, size, kernel, stride); ``attention`` (batch, heads, heads of keys, rows, keys, head
-    size); ``norm``, ``softmax``, ``activation``, ``addition`` and ``embedding`` (rows, width); ``transposition``
+    size); ``norm``, `RMS`, ``softmax``, ``activation``, ``addition`` and ``embedding`` (rows, width); ``transposition``
     (batch, rows, heads, head size); ``pooling`` (channels, size, kernel, stride).
     """
 
@@ -37,7 +40,7 @@ def _linear() -> list[Probe]:
     maps = ((256, 256), (320, 1280), (1280, 320), (512, 512), (640, 1920), (1920, 640), (1024, 1024), (768, 192))
     shapes = [(rows, *sizes) for sizes in maps for rows in (1, 4, 16, 48, 128) if rows * sizes[0] * sizes[1] <= _MOST]
     wide = [(320, 256, 256), (256, 512, 512), (1, 2048, 4096), (1, 1024, 4096), (8, 2048, 2048), (1, 512, 12288)]
-    joined = [shape for shape in shapes if shape[0] > 1] + [(1, 320, 1280), (1, 1024, 1024), (1, 1024, 4096)]
+    joined = [*shapes, (1, 1024, 4096), (1, 2048, 2048)]
     return [Probe("linear", shape) for shape in shapes + wide] + [Probe(JOINED, shape) for shape in joined]
 
 
@@ -83,7 +86,7 @@ def _attention() -> list[Probe]:
 def _movements() -> list[Probe]:
     rows = [(1, 512), (4, 320), (16, 640), (48, 384), (160, 320), (160, 1280), (320, 640), (640, 1024)]
     found = [Probe(kind, shape) for kind in ("norm", "softmax", "activation", "addition") for shape in rows]
-    found += [Probe("embedding", shape) for shape in rows]
+    found += [Probe(kind, shape) for kind in (RMS, "embedding") for shape in rows]
     heads = ((1, 16, 8, 32), (1, 160, 8, 64), (4, 48, 6, 48), (1, 320, 16, 64))
     found += [Probe("transposition", shape) for shape in heads]
     found += [Probe("pooling", shape) for shape in ((48, 80, 3, 2), (96, 40, 3, 2), (512, 8, 8, 8), (1536, 5, 5, 5))]
