@@ -21,14 +21,15 @@ def wait(milliseconds):
 
 
 def test_shares_add_up_to_the_wall_time():
-    stages = text_stages(tokenize=wait(2), model=wait(6), pool=wait(2))
+    # Long beside what a busy machine may put between two stages.
+    stages = text_stages(tokenize=wait(20), model=wait(60), pool=wait(20))
     start = time.perf_counter()
     found = profile_pipeline(stages, range(10), rounds=1, warmup=0)
     outside = time.perf_counter() - start
     assert [stage.name for stage in found.stages] == ["tokenize", "model", "pool"]
     assert found.accounted == pytest.approx(1.0, abs=0.05)
     assert sum(stage.seconds for stage in found.stages) == pytest.approx(outside, rel=0.05)
-    assert all(stage.seconds >= 10 * least for stage, least in zip(found.stages, (2e-3, 6e-3, 2e-3), strict=True))
+    assert all(stage.seconds >= 10 * least for stage, least in zip(found.stages, (20e-3, 60e-3, 20e-3), strict=True))
 
 
 def test_values_go_from_stage_to_stage():
