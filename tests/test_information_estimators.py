@@ -17,7 +17,6 @@ from isthmus.information import objectives
 from isthmus.information.binning import AdaptiveBins
 from isthmus.information.bounds import influence
 from isthmus.information.canonical import canonical_ratio
-from isthmus.information.cauchy_schwarz import cauchy_schwarz
 from isthmus.information.compression import entropy_parts, principal_components
 from isthmus.information.critic import Critic, Recipe, radii
 from isthmus.information.determinism import determined
@@ -27,7 +26,6 @@ from isthmus.information.infonce import InfoNce
 from isthmus.information.kernels import silverman
 from isthmus.information.ksg import ksg_parts
 from isthmus.information.marginals import gaussianised, spread_ties, standardised
-from isthmus.information.matrix_entropy import renyi
 from isthmus.information.neighbours import counts_within, kth_distances
 from isthmus.information.noisy import mixture_logs
 from isthmus.information.nwj import Nwj
@@ -35,6 +33,8 @@ from isthmus.information.result import Side
 from isthmus.information.ross import ross_parts
 from isthmus.information.scores import scored
 from isthmus.information.smile import Smile
+from isthmus.information.spectra import gram_entropy
+from isthmus.information.training.cauchy_schwarz import gram_information
 
 
 def pair(rho: float, dims: int, samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +166,8 @@ def test_cauchy_schwarz_of_gaussians_is_the_closed_form() -> None:
     found = []
     for seed in range(8):
         sides = pair(rho, 1, 800, seed)
-        found.append(cauchy_schwarz(*(np.exp(-0.25 * cdist(side, side, "sqeuclidean") / width**2) for side in sides)))
+        grams = (np.exp(-0.25 * cdist(side, side, "sqeuclidean") / width**2) for side in sides)
+        found.append(float(gram_information(*(torch.from_numpy(gram) for gram in grams))))
     joint = np.array([[1, rho], [rho, 1]]) + width**2 * np.eye(2)
     product = (1 + width**2) * np.eye(2)
 
@@ -175,14 +176,14 @@ def test_cauchy_schwarz_of_gaussians_is_the_closed_form() -> None:
 
     expected = np.log(overlap(joint, joint) * overlap(product, product) / overlap(joint, product) ** 2)
     assert np.mean(found) == pytest.approx(expected, rel=0.05)
-    assert cauchy_schwarz(np.ones((5, 5)), np.ones((5, 5))) == pytest.approx(0)
+    assert float(gram_information(torch.ones(5, 5), torch.ones(5, 5))) == pytest.approx(0)
 
 
 def test_matrix_entropy_of_known_matrices() -> None:
-    assert renyi(np.eye(8), 1.01) == pytest.approx(np.log(8))
-    assert renyi(np.ones((8, 8)), 2.0) == pytest.approx(0, abs=1e-9)
+    assert gram_entropy(np.eye(8), order=1.01) == pytest.approx(np.log(8))
+    assert gram_entropy(np.ones((8, 8)), order=2.0) == pytest.approx(0, abs=1e-9)
     blocks = np.kron(np.eye(4), np.ones((2, 2)))
-    assert renyi(blocks, 3.0) == pytest.approx(np.log(4))
+    assert gram_entropy(blocks, order=3.0) == pytest.approx(np.log(4))
     assert silverman(1000, 1) == pytest.approx((4 / 3000) ** 0.2)
 
 

@@ -15,6 +15,7 @@ from isthmus.export.saved import save_export
 from isthmus.flow.verifying import bytes_on_disk
 from isthmus.network import Network
 from isthmus.storage.artifact import check_output, save_artifact, update_record
+from isthmus.storage.files import writing
 from isthmus.storage.opening import open as open_network
 from isthmus.tasks import Task
 
@@ -130,7 +131,8 @@ def _for_engine(
         known = {name: value for name, value in network.record.items() if name != "exports"}
         save_artifact(network, work, {"network": network.name, **known})
         texts = () if task is None else task.require_train()
-        exports = save_export(open_network(work), engine, precision, texts, work, group=group)
+        with writing(out):
+            exports = save_export(open_network(work), engine, precision, texts, work, group=group)
         update_record(work, {"exports": exports})
         if out.exists():
             out.rmdir()

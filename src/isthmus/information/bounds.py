@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from isthmus.information.scores import Scores, crossfit
 
 
 @dataclass(frozen=True)
-class CriticBound:
+class CriticBound(ABC):
     """A lower bound by a critic; each subclass has its loss and how its scores are read.
 
     Parameters
@@ -34,9 +35,9 @@ class CriticBound:
         """Bound of the scores that are exponentiated."""
         return None
 
+    @abstractmethod
     def read(self, scores: Scores) -> Floats:
         """Return what each sample adds, shape ``(samples,)``."""
-        raise NotImplementedError
 
     def estimate(self, x: Side, y: Side, rng: np.random.Generator) -> Estimate:
         """Return the estimate; the interval reaches from the bound up to the value on samples that were fitted."""

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from isthmus.errors import BadInput
 from isthmus.information.kernels import gram, thinned
 from isthmus.information.result import CC, CD, DD, Estimate, Kinds, Side
-
-Floats = npt.NDArray[np.float64]
+from isthmus.information.training.cauchy_schwarz import gram_information
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,5 @@ class CauchySchwarz:
     def estimate(self, x: Side, y: Side, rng: np.random.Generator) -> Estimate:
         """Return the estimate."""
         x, y, notes = thinned(x, y, self.most, rng)
-        return Estimate(cauchy_schwarz(gram(x, self.width), gram(y, self.width)), warnings=notes)
-
-
-def cauchy_schwarz(left: Floats, right: Floats) -> float:
-    """Return the divergence of two Gram matrices of shape ``(samples, samples)``, at least 0."""
-    joint, product = float((left * right).mean()), float(left.mean() * right.mean())
-    cross = float((left.mean(1) * right.mean(1)).mean())
-    return float(np.log(joint) + np.log(product) - 2 * np.log(cross))
+        left, right = (torch.from_numpy(gram(side, self.width)) for side in (x, y))
+        return Estimate(float(gram_information(left, right)), warnings=notes)

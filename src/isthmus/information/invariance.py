@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from isthmus.errors import BadInput
 from isthmus.information.checking import Floats, two_views
-from isthmus.information.spectra import entropy_of
+from isthmus.information.spectra import entropy_of, gram_entropy
 
 TEMPERATURE = 0.1
 
@@ -62,12 +62,12 @@ def dime(first: npt.ArrayLike, second: npt.ArrayLike, *, draws: int = 8, seed: i
     if draws < 1:
         raise BadInput(f"draws {draws}: give 1 or more")
     one, other = (_gram(view) for view in two_views(first, second))
-    together = _joint_entropy(one, other)
+    together = gram_entropy(one * other)
     generator = np.random.default_rng(seed)
     apart = []
     for _ in range(draws):
         order = generator.permutation(len(other))
-        apart.append(_joint_entropy(one, other[np.ix_(order, order)]))
+        apart.append(gram_entropy(one * other[np.ix_(order, order)]))
     return float(np.mean(apart) - together)
 
 
@@ -120,8 +120,3 @@ def _gram(view: Floats) -> Floats:
     typical = float(np.median(distances[~np.eye(len(view), dtype=bool)]))
     found: Floats = np.exp(-distances / (typical or 1.0))
     return found
-
-
-def _joint_entropy(one: Floats, other: Floats) -> float:
-    both = np.linalg.eigvalsh(one * other / len(one)).clip(min=0)
-    return entropy_of(both / both.sum())

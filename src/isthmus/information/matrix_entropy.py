@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from isthmus.errors import BadInput
 from isthmus.information.kernels import gram, thinned
 from isthmus.information.result import CC, CD, DD, Estimate, Kinds, Side
-
-Floats = npt.NDArray[np.float64]
+from isthmus.information.spectra import gram_entropy
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,6 @@ class MatrixEntropy:
         """Return the estimate."""
         x, y, notes = thinned(x, y, self.most, rng)
         left, right = gram(x, self.width), gram(y, self.width)
-        nats = sum(renyi(side, self.alpha) for side in (left, right)) - renyi(left * right, self.alpha)
+        nats = sum(gram_entropy(side, order=self.alpha) for side in (left, right))
+        nats -= gram_entropy(left * right, order=self.alpha)
         return Estimate(nats, warnings=notes)
-
-
-def renyi(matrix: Floats, alpha: float) -> float:
-    """Return the entropy of a Gram matrix with ones on the diagonal, nats."""
-    values = np.maximum(np.linalg.eigvalsh(matrix / len(matrix)), 0)
-    return float(np.log((values**alpha).sum()) / (1 - alpha))

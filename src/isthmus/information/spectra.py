@@ -64,6 +64,12 @@ def entropy_of(shares: Floats, order: float = 1.0) -> float:
     return float(np.log((held**order).sum()) / (1 - order))
 
 
+def gram_entropy(gram: Floats, *, order: float = 1.0) -> float:
+    """Return the entropy of the eigenvalues of a Gram matrix over their sum, in nats, shape ``(samples, samples)``."""
+    found = np.linalg.eigvalsh(gram / np.trace(gram)).clip(min=0)
+    return entropy_of(found / found.sum(), order)
+
+
 def matrix_entropy(values: npt.ArrayLike, *, order: float = 1.0) -> float:
     """Return the matrix-based entropy of representations, in nats.
 

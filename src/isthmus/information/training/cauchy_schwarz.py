@@ -101,8 +101,13 @@ def mutual_information(
         raise BadInput(f"Cauchy-Schwarz: {len(first)} samples beside {len(second)}; give as many of both")
     sizes = [kernel_width(one) if size is None else size for one, size in zip((first, second), widths, strict=True)]
     one, other = gram(first, first, sizes[0]), gram(second, second, sizes[1])
-    together, apart = (one * other).mean(), one.mean() * other.mean()
-    return _log(together) + _log(apart) - 2 * _log((one.mean(1) * other.mean(1)).mean())
+    return gram_information(one, other)
+
+
+def gram_information(first: Tensor, second: Tensor) -> Tensor:
+    """Return what two Gram matrices of the same samples share, in nats (scalar); see `mutual_information`."""
+    together, apart = (first * second).mean(), first.mean() * second.mean()
+    return _log(together) + _log(apart) - 2 * _log((first.mean(1) * second.mean(1)).mean())
 
 
 def conditional_divergence(
