@@ -16,7 +16,7 @@ import isthmus
 import networks
 import quick
 import small
-from isthmus.allocation.joint import Joint, choose, search
+from isthmus.allocation.joint import Joint, choose, search, spend
 from isthmus.allocation.problem import Allocation
 from isthmus.bottlenecks.coder import Setting
 from isthmus.bottlenecks.curves import Candidate, between, coded_matrices
@@ -277,6 +277,27 @@ def test_the_choice_is_the_best_of_all_at_its_bytes() -> None:
         chosen = choose(curves, entries, price)
         nats, size = cost((chosen["a"], chosen["b"]))
         assert nats <= min(other for other, held in everything if held <= size * (1 + 1e-12)) * (1 + 1e-12)
+
+
+def test_bytes_that_are_left_over_are_spent_where_they_save_most() -> None:
+    """Two matrices of few settings, against every pair of settings; and nothing is spent that is not there."""
+    few = {
+        "a": tuple(Candidate("c", Setting(bits), bits, nats) for bits, nats in ((4, 0.01), (2, 0.3), (1, 0.5))),
+        "b": tuple(Candidate("c", Setting(bits), bits, nats) for bits, nats in ((4, 0.02), (2, 0.1), (1, 0.9))),
+    }
+    weights = {"a": 800.0, "b": 1600.0}
+    coarsest = {name: found[-1] for name, found in few.items()}
+    pairs = [
+        ((a.bits - 1) * 100 + (b.bits - 1) * 200, a.nats + b.nats, {"a": a, "b": b}) for a in few["a"] for b in few["b"]
+    ]
+    for spare in (0.0, 150.0, 200.0, 500.0, 700.0, 900.0):
+        found = spend(few, weights, coarsest, spare)
+        taken = sum(weights[name] * (one.bits - 1) / 8 for name, one in found.items())
+        assert taken <= spare
+        least = min(nats for size, nats, _ in pairs if size <= spare)
+        assert sum(one.nats for one in found.values()) == pytest.approx(least)
+    gone = spend(few, {"a": 800.0, "b": 0.0}, coarsest, 1e6)
+    assert gone == {"a": few["a"][0], "b": coarsest["b"]}
 
 
 def test_the_price_is_searched_where_the_least_is_lost() -> None:

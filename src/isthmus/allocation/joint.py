@@ -7,6 +7,7 @@ The price is searched: where bytes are dear, weights are coarse and units stay; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -54,6 +55,53 @@ def choose(curves: Curves, entries: Mapping[str, float], price: float, weight: f
         name: min(candidates, key=lambda one: weight * one.nats + price * entries[name] * one.bits / 8)
         for name, candidates in curves.items()
     }
+
+
+def spend(
+    curves: Curves, weights: Mapping[str, float], chosen: Chosen, spare: float, *, weight: float = 1.0
+) -> dict[str, Candidate]:
+    """Return finer codes where bytes are left over, those first that save the most nats a byte.
+
+    Coders with few settings leave much of a budget unspent at any price; so do prices that are tried in steps.
+
+    Parameters
+    ----------
+    weights : mapping of str to float
+        Of each matrix, how many weights stay; matrices of none keep their code.
+    chosen : mapping of str to Candidate
+        What is given now.
+    spare : float
+        Bytes.
+    weight : float
+        What a nat of coding counts beside one of units.
+
+    Returns
+    -------
+    dict of str to Candidate
+        They take at most ``spare`` bytes more and lose no more nats.
+    """
+    found = dict(chosen)
+
+    def better(name: str, most: float) -> tuple[float, float, Candidate] | None:
+        """Return the candidate that saves the most nats a byte of those that fit: nats a byte, bytes, which."""
+        now, offers = found[name], []
+        for one in curves[name]:
+            more = weights[name] * (one.bits - now.bits) / 8
+            if more <= most and one.nats < now.nats:
+                gain = weight * (now.nats - one.nats)
+                offers.append((gain / more if more > 0 else math.inf, more, one))
+        return max(offers, key=lambda offer: offer[:2], default=None)
+
+    best = {name: offer for name, count in weights.items() if count and (offer := better(name, spare)) is not None}
+    while best:
+        name = max(best, key=lambda one: best[one][0])
+        _, more, candidate = best.pop(name)
+        if more <= spare:
+            spare -= more
+            found[name] = candidate
+        if (offer := better(name, spare)) is not None:
+            best[name] = offer
+    return found
 
 
 def search(solve: Callable[[float], Joint], prices: tuple[float, ...], *, refine: int = 3) -> tuple[Joint, list[Joint]]:

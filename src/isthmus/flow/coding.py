@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.allocation.joint import Joint, choose, search
+from isthmus.allocation.joint import Joint, choose, search, spend
 from isthmus.bottlenecks.bits.fake_quantize import TERNARY, Quantizer, paretoq_quantizer
 from isthmus.bottlenecks.coder import Coder, MatrixStatistics, Setting
 from isthmus.bottlenecks.curves import COARSEST, FINEST, Curves, coded_matrices, measure_curves
@@ -120,8 +120,12 @@ class JointProblem:
         allocation = allocate_lasting(self.study, self.nats, {**self.rates, "bytes": whole}, self.limits, self.original)
         lost = sum(LASTING.get(kinds[name], 1.0) * value for name, value in allocation.distortion.items())
         left = share_left(self.study, self.entries, allocation.kept)
-        lost += weight * sum(left[name] * one.nats for name, one in chosen.items())
-        return Joint(price, allocation, chosen, lost, float(whole(kept_counts(sites, allocation.kept))))
+        stays = {name: left[name] * count for name, count in self.entries.items()}
+        size = float(whole(kept_counts(sites, allocation.kept)))
+        finer = spend(self.curves, stays, chosen, self.limits["bytes"] - size, weight=weight)
+        size += sum(stays[name] * (one.bits - chosen[name].bits) / 8 for name, one in finer.items())
+        lost += weight * sum(left[name] * one.nats for name, one in finer.items())
+        return Joint(price, allocation, finer, lost, size)
 
 
 def frontier_of(problem: JointProblem, best: Joint, count: int = FRONTIER) -> list[Joint]:
