@@ -12,6 +12,8 @@ from torch import nn
 from isthmus.bottlenecks.coder import Coder, MatrixStatistics, Setting
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, measure_closed
+from isthmus.relevance.resuming import Resuming
+from isthmus.sites import discover
 from isthmus.storage.blobs import pack
 from isthmus.storage.coded import decode
 
@@ -76,12 +78,14 @@ def measure_curves(
     """
     half = replace(probe, texts=probe.texts[::2], inputs=probe.inputs[::2], reference=probe.reference[::2])
     found: dict[str, tuple[Candidate, ...]] = {}
-    for number, (name, own) in enumerate(statistics.items()):
-        candidates: list[Candidate] = []
-        for coder in coders:
-            candidates += _measured(half, name, own, coder, seed)
-        found[name] = tuple(candidates)
-        progress("codes", number + 1, len(statistics))
+    with Resuming(half, discover(probe.network)) as resuming:
+        for number, (name, own) in enumerate(statistics.items()):
+            resuming.start_at(resuming.layer_of(name))
+            candidates: list[Candidate] = []
+            for coder in coders:
+                candidates += _measured(half, name, own, coder, seed)
+            found[name] = tuple(candidates)
+            progress("codes", number + 1, len(statistics))
     return found
 
 

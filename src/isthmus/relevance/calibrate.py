@@ -16,6 +16,7 @@ import torch
 from isthmus.memory import give_back
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, gated_sites, measure_closed, measure_vocabulary
+from isthmus.relevance.resuming import Resuming
 from isthmus.sites import VOCABULARY, Site
 
 Scores = npt.NDArray[np.float64]
@@ -85,24 +86,31 @@ def to_nats(
     dict of str to ndarray
         Relevance in nats, shape ``(units,)``.
     """
-    nats = {}
+    nats: dict[str, Scores] = {}
     chosen = gated_sites(sites)
-    for number, site in enumerate(chosen):
-        if site.kind == "layers":
-            nats[site.name] = _layers(probe, site)
-        else:
-            order = removal_order(scores[site.name], site.fixed)
-            most = min(len(order), site.units - site.minimum)
-            closed = sorted({max(1, round(share * most)) for share in STEPS}) if most else []
-            measured = []
-            for count in closed:
-                value = torch.ones(site.units)
-                value[torch.as_tensor(order[:count].copy())] = 0
-                measured.append(measure_closed(probe, [site], {site.name: value}, estimate=True))
-            nats[site.name] = spread(scores[site.name], closed, measured, site.fixed)
-        give_back()
-        progress("calibrate", number + 1, len(chosen))
-    return nats
+    with Resuming(probe, tuple(sites), estimate=True) as resuming:
+        for number, site in enumerate(sorted(chosen, key=lambda site: site.layer or 0)):
+            resuming.start_at(site.layer)
+            if site.kind == "layers":
+                nats[site.name] = _layers(probe, site)
+            else:
+                nats[site.name] = _closed_in_steps(probe, site, scores[site.name])
+            give_back()
+            progress("calibrate", number + 1, len(chosen))
+    return {site.name: nats[site.name] for site in chosen}
+
+
+def _closed_in_steps(probe: Probe, site: Site, scores: Scores) -> Scores:
+    """Close a site step by step, measure, and share what it costs among the units of a step."""
+    order = removal_order(scores, site.fixed)
+    most = min(len(order), site.units - site.minimum)
+    closed = sorted({max(1, round(share * most)) for share in STEPS}) if most else []
+    measured = []
+    for count in closed:
+        value = torch.ones(site.units)
+        value[torch.as_tensor(order[:count].copy())] = 0
+        measured.append(measure_closed(probe, [site], {site.name: value}, estimate=True))
+    return spread(scores, closed, measured, site.fixed)
 
 
 def _layers(probe: Probe, site: Site) -> Scores:
