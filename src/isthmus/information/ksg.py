@@ -10,29 +10,15 @@ import numpy.typing as npt
 from scipy.special import psi
 
 from isthmus.errors import BadInput
-from isthmus.information.marginals import gaussianised, standardised
-from isthmus.information.neighbours import counts_within, kth_distances
+from isthmus.information.neighbours import NearestNeighbours, counts_within, kth_distances
 from isthmus.information.result import CC, Estimate, Kinds, Side
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Ksg:
-    """``psi(k) + psi(n) - <psi(nx + 1) + psi(ny + 1)>`` (Kraskov et al. 2004, equation 8).
-
-    Parameters
-    ----------
-    neighbours : int
-        ``k``: less has less bias and more variance.
-    ranks : bool
-        Coordinates are first given normal marginals; otherwise they are only standardised.
-
-    Raises
-    ------
-    BadInput
-        If there is no neighbour.
-    """
+class Ksg(NearestNeighbours):
+    """``psi(k) + psi(n) - <psi(nx + 1) + psi(ny + 1)>`` (Kraskov et al. 2004, equation 8)."""
 
     name: ClassVar[str] = "ksg"
     about: ClassVar[str] = "k nearest neighbours; few dimensions, at most a few nats"
@@ -40,17 +26,9 @@ class Ksg:
     slug: ClassVar[str | None] = None
     kinds: ClassVar[tuple[Kinds, ...]] = (CC,)
 
-    neighbours: int = 3
-    ranks: bool = True
-
-    def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise BadInput(f"{self.neighbours} neighbours; give at least one")
-
     def estimate(self, x: Side, y: Side, rng: np.random.Generator) -> Estimate:
         """Return the estimate."""
-        prepare = gaussianised if self.ranks else standardised
-        parts = ksg_parts(prepare(x.values), prepare(y.values), self.neighbours)
+        parts = ksg_parts(self.prepared(x.values), self.prepared(y.values), self.neighbours)
         return Estimate(float(parts.mean()), parts, ceiling=float(psi(len(parts))))
 
 

@@ -1,11 +1,16 @@
-"""Distances to nearest neighbours and counts within them, in the maximum norm."""
+"""Distances to nearest neighbours and counts within them, in the maximum norm; what estimators by these share."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.spatial import cKDTree
+
+from isthmus.errors import BadInput
+from isthmus.information.marginals import gaussianised, standardised
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -14,6 +19,35 @@ TREE = 12
 """Dimensions up to which a tree is quicker than all pairs."""
 CHUNK = 1 << 22
 """Distances that are held at once."""
+
+
+@dataclass(frozen=True)
+class NearestNeighbours:
+    """An estimator by the distances to nearest neighbours.
+
+    Parameters
+    ----------
+    neighbours : int
+        ``k``: less has less bias and more variance.
+    ranks : bool
+        Coordinates are first given normal marginals; otherwise they are only standardised.
+
+    Raises
+    ------
+    BadInput
+        If there is no neighbour.
+    """
+
+    neighbours: int = 3
+    ranks: bool = True
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise BadInput(f"{self.neighbours} neighbours; give at least one")
+
+    def prepared(self, values: Floats) -> Floats:
+        """Return continuous values, shape ``(samples, dims)``, as distances are taken on them."""
+        return gaussianised(values) if self.ranks else standardised(values)
 
 
 def kth_distances(points: Floats, neighbours: int) -> Floats:

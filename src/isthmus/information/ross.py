@@ -10,25 +10,18 @@ import numpy.typing as npt
 from scipy.special import psi
 
 from isthmus.errors import BadInput
-from isthmus.information.marginals import gaussianised, standardised
-from isthmus.information.neighbours import counts_within, kth_distances
+from isthmus.information.neighbours import NearestNeighbours, counts_within, kth_distances
 from isthmus.information.result import CD, Estimate, Kinds, Side
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Ross:
+class Ross(NearestNeighbours):
     """``psi(n) - <psi(n of the label)> + psi(k) - <psi(m)>`` (Ross 2014, equation 2).
 
     ``m`` is the number of samples within the distance of the k-th nearest sample of the same label. Samples whose label
     is theirs alone say nothing and are left out.
-
-    Parameters
-    ----------
-    neighbours : int
-    ranks : bool
-        Coordinates are first given normal marginals; otherwise they are only standardised.
     """
 
     name: ClassVar[str] = "ross"
@@ -37,17 +30,9 @@ class Ross:
     slug: ClassVar[str | None] = None
     kinds: ClassVar[tuple[Kinds, ...]] = (CD,)
 
-    neighbours: int = 3
-    ranks: bool = True
-
-    def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise BadInput(f"{self.neighbours} neighbours; give at least one")
-
     def estimate(self, x: Side, y: Side, rng: np.random.Generator) -> Estimate:
         """Return the estimate."""
-        prepare = gaussianised if self.ranks else standardised
-        parts = ross_parts(prepare(x.values), y.symbols, self.neighbours)
+        parts = ross_parts(self.prepared(x.values), y.symbols, self.neighbours)
         return Estimate(float(parts.mean()), parts)
 
 
