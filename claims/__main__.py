@@ -37,7 +37,9 @@ OWN = {
     "int4-w4a4": "int4_w4a4",
 }
 """Claims that measure more than codes, or code otherwise; the module of each has a ``run``."""
-CLAIMS = ("vtrans", *CODING, *OWN)
+TRIALS = {"cs-ib": "cs_ib", "dimco": "dimco"}
+"""Claims about measures and objectives; the module of each has ``TRIALS``."""
+CLAIMS = ("vtrans", *CODING, *OWN, *TRIALS)
 
 
 def _floats(text: str) -> list[float]:
@@ -99,6 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
             _run_vtrans(options, results / "vtrans.json")
         if coding := [slug for slug in slugs if slug in CODING or slug in OWN]:
             _run_coding(options, coding, results)
+        for slug in (slug for slug in slugs if slug in TRIALS):
+            from claims import trials
+
+            found = import_module(f"claims.{TRIALS[slug]}").TRIALS
+            trials.run(found, results / f"{slug}.json", seeds=options.seeds, quick=options.quick)
     except IsthmusError as error:
         print(error, file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -317,15 +317,19 @@ class Claim:
 
     def judge(self, outcomes: Sequence[Outcome], *, complete: bool) -> dict[str, Any]:
         """Return the parts and the verdict, as for every claim."""
-        parts = self.parts(outcomes)
-        verdicts = [part["verdict"] for part in parts]
-        if not complete or UNTESTED in verdicts:
-            verdict = "unfinished"
-        elif verdicts[0] == FAILS:
-            verdict = FAILS
-        else:
-            verdict = HOLDS if all(found == HOLDS for found in verdicts) else MIXED
-        return {"verdict": verdict, "parts": parts}
+        return judged(self.parts(outcomes), complete=complete)
+
+
+def judged(parts: list[Part], *, complete: bool) -> dict[str, Any]:
+    """Return the parts and the verdict: the first part decides whether a claim fails."""
+    verdicts = [part["verdict"] for part in parts]
+    if not complete or UNTESTED in verdicts:
+        verdict = "unfinished"
+    elif verdicts[0] == FAILS:
+        verdict = FAILS
+    else:
+        verdict = HOLDS if all(found == HOLDS for found in verdicts) else MIXED
+    return {"verdict": verdict, "parts": parts}
 
 
 def run(
@@ -363,8 +367,16 @@ def run(
     )
 
 
+class Named(Protocol):
+    """Anything that is known by a slug."""
+
+    @property
+    def slug(self) -> str:
+        """The row of the catalogue."""
+
+
 def measure_missing(
-    claim: Claim,
+    claim: Named,
     ledger: Ledger,
     points: Sequence[Point],
     measure: Callable[[Point], Outcome],

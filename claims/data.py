@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import random
+import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from isthmus.tasks import Task, load_task
 from isthmus.tasks.data import data_folder
@@ -22,6 +30,23 @@ def why_not(*parts: str) -> str | None:
         return "no folder of data: set ISTHMUS_DATA, or put it beside the checkout in ../shared/data"
     missing = [part for part in parts if not (folder / part).exists()]
     return f"the folder of data (ISTHMUS_DATA) has no {', '.join(missing)}" if missing else None
+
+
+def digest_of(arrays: Sequence[npt.NDArray[Any]]) -> str:
+    """Return the SHA-256 (hex) of arrays, their shapes and kinds included."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def idx_array(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a gzipped IDX file, in its shape (as Fashion-MNIST comes)."""
+    raw = gzip.decompress(path.read_bytes())
+    dims = raw[3]
+    shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
 def encoder_texts(folder: Path) -> list[str]:

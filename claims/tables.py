@@ -91,30 +91,48 @@ def curve_table(outcomes: Sequence[Outcome], original: Mapping[str, Any]) -> str
     return markdown_table(["code", "setting", "MB", "of the original", "bits a weight", "nats", "quality"], rows)
 
 
+def trial_table(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the heads and rows of a result's table: arms and levels, means over seeds ± their standard deviation."""
+    groups: dict[tuple[str, float], list[Outcome]] = {}
+    for outcome in result["points"]:
+        groups.setdefault((outcome["arm"], outcome["level"]), []).append(outcome)
+    rows = [["arm", result["level"], *(column["heading"] for column in result["columns"])]]
+    for (arm, level), runs in groups.items():
+        cells = [f"`{arm}`", f"{level:g}"]
+        for column in result["columns"]:
+            values = [run[column["key"]] for run in runs if run.get(column["key"]) is not None]
+            found = score(values) if values else None
+            mean = "" if found is None else column["shown"].format(found.mean)
+            cells.append(f"{mean} ± {column['shown'].format(found.spread)}" if found and found.seeds > 1 else mean)
+        rows.append(cells)
+    return rows
+
+
 def _mean(runs: Sequence[Outcome], key: str) -> float:
     return statistics.fmean(run[key] for run in runs)
 
 
-def _points(result: Mapping[str, Any]) -> str:
+def _points(result: Mapping[str, Any]) -> list[str]:
+    told = "Quality relative to the original, in percent: mean ± standard deviation over seeds."
+    if result.get("kind") == "trials":
+        heads, *rows = trial_table(result)
+        return [markdown_table(heads, rows), "", "Mean ± standard deviation over seeds.", ""]
     if result.get("kind") == "coding":
-        return curve_table(result["points"], result["original"])
-    return score_table(result["points"])
+        return [curve_table(result["points"], result["original"]), "", told, ""]
+    return [score_table(result["points"]), "", told, ""]
 
 
 def _section(result: Mapping[str, Any]) -> list[str]:
     record = result["record"]
     lines = [f"## {result['slug']}: {result['verdict']}", "", f"**Claim.** {result['claim']}", ""]
-    lines += [f"**Experiment.** {result['experiment']}", "", _points(result), ""]
-    lines += ["Quality relative to the original, in percent: mean ± standard deviation over seeds.", ""]
+    lines += [f"**Experiment.** {result['experiment']}", "", *_points(result)]
     rows = [[part["name"], part["rule"], part["summary"], part["verdict"]] for part in result["parts"]]
     lines += [markdown_table(["part", "rule", "found", "verdict"], rows), ""]
     seeds = sorted({outcome["seed"] for outcome in result["points"]})
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    lines += [
-        f"Seeds {', '.join(map(str, seeds))}; {record.get('steps', 'no')} steps of recovery; data "
-        f"`{record['data'][:12]}`, network `{record['network'][:12]}`; {versions}.",
-        "",
-    ]
+    steps = "" if result.get("kind") == "trials" else f"{record.get('steps', 'no')} steps of recovery; "
+    network = f", network `{record['network'][:12]}`" if "network" in record else ""
+    lines += [f"Seeds {', '.join(map(str, seeds))}; {steps}data `{record['data'][:12]}`{network}; {versions}.", ""]
     return lines
 
 

@@ -111,7 +111,7 @@ def gram_information(first: Tensor, second: Tensor) -> Tensor:
 
 
 def conditional_divergence(
-    inputs: Tensor, targets: Tensor, predictions: Tensor, *, widths: tuple[float | None, float | None] = (None, None)
+    inputs: Tensor, targets: Tensor, predictions: Tensor, *, widths: tuple[float, float] = (1.0, 1.0)
 ) -> Tensor:
     """Return the Cauchy-Schwarz divergence of targets from predictions, given the inputs, in nats (scalar).
 
@@ -120,9 +120,11 @@ def conditional_divergence(
     Parameters
     ----------
     inputs : Tensor, shape ``(samples, features)``
+        Standardised, as targets, where widths are left at 1.
     targets, predictions : Tensor, shape ``(samples, outputs)``
-    widths : pair of float or None
-        Of the kernels of inputs and of outputs; by default the median distances of inputs and of targets.
+    widths : pair of float
+        Of the kernels of inputs and of outputs. "Given the inputs" means: among inputs within the kernel's width; one
+        as wide as the median distance compares how targets and predictions are spread, and no longer which is where.
 
     Raises
     ------
@@ -135,8 +137,7 @@ def conditional_divergence(
         raise BadInput(
             "Cauchy-Schwarz: inputs, targets and predictions are not of one length; give one of each a sample"
         )
-    outer = kernel_width(inputs) if widths[0] is None else widths[0]
-    inner = kernel_width(targets) if widths[1] is None else widths[1]
+    outer, inner = widths
     near = gram(inputs, inputs, outer)
     weights = near / near.sum(1, keepdim=True).square()
     own, others, cross = (
@@ -154,16 +155,20 @@ class CauchySchwarzBottleneck:
     ----------
     beta : float
         Weight of what passes.
-    widths : tuple of float or None
-        Of the kernels of inputs, outputs and codes; by default median distances in each batch.
+    widths : tuple of (float, float, float or None)
+        Of the kernels of inputs and outputs, which are to be standardised where these are left at 1, and of codes, by
+        default the median distance in each batch.
     """
 
     beta: float = 1e-2
-    widths: tuple[float | None, float | None, float | None] = (None, None, None)
+    widths: tuple[float, float, float | None] = (1.0, 1.0, None)
 
     def __call__(self, inputs: Tensor, codes: Tensor, targets: Tensor, predictions: Tensor) -> Tensor:
         """Return the loss (scalar): the conditional divergence plus ``beta`` times what codes share with inputs."""
         of_inputs, of_outputs, of_codes = self.widths
+        if of_codes is None:
+            # Codes that are all alike let nothing through, whatever the kernel.
+            of_codes = kernel_width(codes) if bool((codes != codes[:1]).any()) else 1.0
         lost = conditional_divergence(inputs, targets, predictions, widths=(of_inputs, of_outputs))
         return lost + self.beta * mutual_information(inputs, codes, widths=(of_inputs, of_codes))
 
