@@ -37,7 +37,7 @@ OWN = {
     "int4-w4a4": "int4_w4a4",
 }
 """Claims that measure more than codes, or code otherwise; the module of each has a ``run``."""
-TRIALS = {"cs-ib": "cs_ib", "dimco": "dimco"}
+TRIALS = {"cs-ib": "cs_ib", "dimco": "dimco", "ai-memory-wall": "ai_memory_wall"}
 """Claims about measures and objectives; the module of each has ``TRIALS``."""
 CLAIMS = ("vtrans", *CODING, *OWN, *TRIALS)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from claims import cs_ib, dimco, trials
+from claims import ai_memory_wall, cs_ib, dimco, trials
 from claims.__main__ import TRIALS
 from claims.coding import Point
 from claims.data import digest_of, idx_array
@@ -121,6 +121,27 @@ def test_codes_are_ahead_only_where_they_are_at_every_size() -> None:
 
     parts = of("dimco").parts(outcomes(of("dimco"), figures))
     assert [part["verdict"] for part in parts] == [HOLDS, MIXED, FAILS, HOLDS, HOLDS]
+
+
+@pytest.mark.parametrize(("follows", "verdict"), [("bytes", HOLDS), ("operations", FAILS)])
+def test_what_time_follows_is_told(follows: str, verdict: str) -> None:
+    def figures(point: Point) -> dict[str, Any]:
+        size = np.random.default_rng(int(point.level) + 1)
+        counts = {"bytes": size.uniform(1, 2), "operations": size.uniform(1, 2)}
+        noise = 1 + 0.01 * np.random.default_rng(point.seed).uniform()
+        intensity = 30.0 if point.arm == ai_memory_wall.ENCODE else 0.5
+        return {**counts, "ms": counts[follows] * noise, "intensity": intensity}
+
+    parts = of("ai-memory-wall").parts(outcomes(of("ai-memory-wall"), figures))
+    assert [part["verdict"] for part in parts] == [HOLDS, verdict]
+
+
+def test_a_generating_decoder_does_few_operations_a_byte() -> None:
+    one, other = (ai_memory_wall.measure(Point(arm, 64.0, 0)) for arm in (ai_memory_wall.ENCODE, ai_memory_wall.DECODE))
+    assert other["intensity"] < 1 < one["intensity"] / 10
+    # Two operations for every weight of the layers and the vocabulary's matrix, and little more.
+    weights = 4 * 12 * 512**2 + 8000 * 512
+    assert 2 * weights < other["operations"] < 2.1 * weights
 
 
 def test_the_closed_form_is_the_integral() -> None:
