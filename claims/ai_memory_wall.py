@@ -148,7 +148,8 @@ TRIALS = Trials(
     experiment=(
         f"BERT and GPT-2 of {LAYERS} layers, width {WIDTH} and {VOCABULARY} tokens, counted from their configs. Then "
         f"one token of GPT-2, timed in OpenVINO in float32 on {THREADS} thread: widths 256, 512 and 768, 1, 4 and "
-        f"16 texts at once, 64 and 512 tokens in the cache; of {RUNS} runs the fastest sixteenth. A seed is a repetition."
+        f"16 texts at once, 64 and 512 tokens in the cache; of {RUNS} runs the fastest sixteenth. A seed is a "
+        "repetition."
     ),
     arms={ENCODE: LENGTHS, DECODE: LENGTHS, STEP: tuple(float(number) for number in range(len(SIZES)))},
     seeds=(0, 1, 2),
