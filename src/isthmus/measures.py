@@ -63,7 +63,14 @@ def _audit() -> tuple[Listed, ...]:
 
 
 def _layers() -> tuple[Listed, ...]:
-    from isthmus.information import geometry, invariance, plane, spectra
+    from isthmus.information import (
+        generalization,
+        geometry,
+        invariance,
+        plane,
+        spectra,
+        superfluous,
+    )
 
     found: tuple[tuple[str, str | None, ModuleType, str], ...] = (
         ("matrix entropy", "layer-by-layer", spectra, "How evenly texts, or a text's tokens, spread over directions."),
@@ -76,6 +83,13 @@ def _layers() -> tuple[Listed, ...]:
         ("DiME", "layer-by-layer", invariance, "By which views that belong together are the more alike."),
         ("LiDAR", "layer-by-layer", invariance, "Directions that tell texts apart beyond how views differ."),
         ("information plane", "ib-lossy-compression", plane, "What layers share with input and label, while training."),
+        (
+            "superfluous information",
+            "ib-generalization-bound",
+            superfluous,
+            "What a layer keeps beyond the label, I(X; Z | Y).",
+        ),
+        ("gap bound", "ib-generalization-bound", generalization, "How far new loss can be above training loss."),
     )
     return tuple(Listed(name, slug, ANALYSIS, module, summary) for name, slug, module, summary in found)
 
