@@ -64,6 +64,7 @@ def _audit() -> tuple[Listed, ...]:
 
 def _layers() -> tuple[Listed, ...]:
     from isthmus.information import (
+        coupling,
         generalization,
         geometry,
         invariance,
@@ -90,6 +91,12 @@ def _layers() -> tuple[Listed, ...]:
             "What a layer keeps beyond the label, I(X; Z | Y).",
         ),
         ("gap bound", "ib-generalization-bound", generalization, "How far new loss can be above training loss."),
+        (
+            "minimum entropy coupling",
+            "mec-b",
+            coupling,
+            "What a code of bounded entropy tells outputs of a given distribution.",
+        ),
     )
     return tuple(Listed(name, slug, ANALYSIS, module, summary) for name, slug, module, summary in found)
 
