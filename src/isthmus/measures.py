@@ -64,6 +64,7 @@ def _audit() -> tuple[Listed, ...]:
 
 def _layers() -> tuple[Listed, ...]:
     from isthmus.information import (
+        collapse,
         coupling,
         generalization,
         geometry,
@@ -96,6 +97,12 @@ def _layers() -> tuple[Listed, ...]:
             "mec-b",
             coupling,
             "What a code of bounded entropy tells outputs of a given distribution.",
+        ),
+        (
+            "posterior collapse",
+            "posterior-collapse-cvae-hvae",
+            collapse,
+            "Latents that die, from the spectrum; an alarm for any code.",
         ),
     )
     return tuple(Listed(name, slug, ANALYSIS, module, summary) for name, slug, module, summary in found)
