@@ -70,6 +70,7 @@ def _layers() -> tuple[Listed, ...]:
         geometry,
         invariance,
         plane,
+        saliency,
         spectra,
         superfluous,
     )
@@ -103,6 +104,12 @@ def _layers() -> tuple[Listed, ...]:
             "posterior-collapse-cvae-hvae",
             collapse,
             "Latents that die, from the spectrum; an alarm for any code.",
+        ),
+        (
+            "saliency",
+            "normgrad",
+            saliency,
+            "What each location adds to a gradient: NormGrad, Grad-CAM and others, by layer.",
         ),
     )
     return tuple(Listed(name, slug, ANALYSIS, module, summary) for name, slug, module, summary in found)
