@@ -63,9 +63,19 @@ def _audit() -> tuple[Listed, ...]:
 
 
 def _layers() -> tuple[Listed, ...]:
-    from isthmus.information import geometry, invariance, spectra
+    from isthmus.information import (
+        collapse,
+        coupling,
+        generalization,
+        geometry,
+        invariance,
+        plane,
+        saliency,
+        spectra,
+        superfluous,
+    )
 
-    found = (
+    found: tuple[tuple[str, str | None, ModuleType, str], ...] = (
         ("matrix entropy", "layer-by-layer", spectra, "How evenly texts, or a text's tokens, spread over directions."),
         ("effective rank", None, spectra, "How many directions representations spread over."),
         ("anisotropy", "shape-of-learning", spectra, "The share of the variance along one direction."),
@@ -75,6 +85,32 @@ def _layers() -> tuple[Listed, ...]:
         ("InfoNCE", "layer-by-layer", invariance, "Nats that two views of a text share, at least."),
         ("DiME", "layer-by-layer", invariance, "By which views that belong together are the more alike."),
         ("LiDAR", "layer-by-layer", invariance, "Directions that tell texts apart beyond how views differ."),
+        ("information plane", "ib-lossy-compression", plane, "What layers share with input and label, while training."),
+        (
+            "superfluous information",
+            "ib-generalization-bound",
+            superfluous,
+            "What a layer keeps beyond the label, I(X; Z | Y).",
+        ),
+        ("gap bound", "ib-generalization-bound", generalization, "How far new loss can be above training loss."),
+        (
+            "minimum entropy coupling",
+            "mec-b",
+            coupling,
+            "What a code of bounded entropy tells outputs of a given distribution.",
+        ),
+        (
+            "posterior collapse",
+            "posterior-collapse-cvae-hvae",
+            collapse,
+            "Latents that die, from the spectrum; an alarm for any code.",
+        ),
+        (
+            "saliency",
+            "normgrad",
+            saliency,
+            "What each location adds to a gradient: NormGrad, Grad-CAM and others, by layer.",
+        ),
     )
     return tuple(Listed(name, slug, ANALYSIS, module, summary) for name, slug, module, summary in found)
 

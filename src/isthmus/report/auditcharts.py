@@ -20,7 +20,7 @@ class Chart:
     diagonal: bool
 
 
-def _chart(
+def chart(
     title: str, x_name: str, curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, diagonal: bool = False,
     unit: bool = False,
 ) -> tuple[Chart, ...]:  # fmt: skip
@@ -42,12 +42,12 @@ def _chart(
 def reliability_chart(data: AuditData) -> tuple[Chart, ...]:
     """Return the chart of accuracy by confidence, if there is one."""
     curves = [(one.name, [(part.confidence, part.accuracy) for part in one.curve]) for one in data.calibration]
-    return _chart("Accuracy", "confidence", curves, diagonal=True, unit=True)
+    return chart("Accuracy", "confidence", curves, diagonal=True, unit=True)
 
 
 def coverage_chart(data: AuditData) -> tuple[Chart, ...]:
     """Return the chart of risk by coverage, if there is one."""
-    return _chart("Risk", "coverage", [(one.name, one.curve) for one in data.selective])
+    return chart("Risk", "coverage", [(one.name, one.curve) for one in data.selective])
 
 
 def position_chart(data: AuditData) -> tuple[Chart, ...]:
@@ -56,4 +56,4 @@ def position_chart(data: AuditData) -> tuple[Chart, ...]:
         return ()
     curves = [("original", data.position[0].original), *((bias.name, bias.narrowed) for bias in data.position)]
     points = [(name, [(float(place + 1), one.value) for place, one in enumerate(curve)]) for name, curve in curves]
-    return _chart("Score", "place of the deciding part", points)
+    return chart("Score", "place of the deciding part", points)

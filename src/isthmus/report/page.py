@@ -17,7 +17,7 @@ from isthmus.report.views import page
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("isthmus.report"),
         autoescape=True,
@@ -49,7 +49,7 @@ def render(data: ReportData) -> str:
     str
         The page, with its style and script inside.
     """
-    return _environment().get_template("page.html.j2").render(page=page(data), data=data)
+    return environment().get_template("page.html.j2").render(page=page(data), data=data)
 
 
 def write(data: ReportData, path: str | Path) -> None:
@@ -60,12 +60,12 @@ def write(data: ReportData, path: str | Path) -> None:
     BadInput
         If the page cannot be written there.
     """
-    _write(render(data), Path(path))
+    write_page(render(data), Path(path))
 
 
 def render_audit(data: AuditData) -> str:
     """Render an audit as one HTML page that asks nothing of the network."""
-    return _environment().get_template("audit.html.j2").render(page=audit_page(data), data=data)
+    return environment().get_template("audit.html.j2").render(page=audit_page(data), data=data)
 
 
 def write_audit(data: AuditData, path: str | Path) -> None:
@@ -76,10 +76,10 @@ def write_audit(data: AuditData, path: str | Path) -> None:
     BadInput
         If the page cannot be written there.
     """
-    _write(render_audit(data), Path(path))
+    write_page(render_audit(data), Path(path))
 
 
-def _write(text: str, target: Path) -> None:
+def write_page(text: str, target: Path) -> None:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("x", encoding="utf-8") as file:
