@@ -37,7 +37,13 @@ OWN = {
     "int4-w4a4": "int4_w4a4",
 }
 """Claims that measure more than codes, or code otherwise; the module of each has a ``run``."""
-TRIALS = {"cs-ib": "cs_ib", "dimco": "dimco", "ai-memory-wall": "ai_memory_wall"}
+TRIALS = {
+    "adaptive-mi-estimators": "adaptive_mi_estimators",
+    "ai-memory-wall": "ai_memory_wall",
+    "cs-ib": "cs_ib",
+    "dimco": "dimco",
+    "ib-generalization-bound": "ib_generalization_bound",
+}
 """Claims about measures and objectives; the module of each has ``TRIALS``."""
 CLAIMS = ("vtrans", *CODING, *OWN, *TRIALS)
 

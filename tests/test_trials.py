@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from claims import ai_memory_wall, cs_ib, dimco, trials
+from claims import adaptive_mi_estimators, ai_memory_wall, cs_ib, dimco, ib_generalization_bound, trials
 from claims.__main__ import TRIALS
 from claims.coding import Point
 from claims.data import digest_of, idx_array
@@ -134,6 +134,58 @@ def test_what_time_follows_is_told(follows: str, verdict: str) -> None:
 
     parts = of("ai-memory-wall").parts(outcomes(of("ai-memory-wall"), figures))
     assert [part["verdict"] for part in parts] == [HOLDS, verdict]
+
+
+@pytest.mark.parametrize(("sign", "verdict"), [(1, HOLDS), (-1, FAILS)])
+def test_information_and_the_gap_are_ranked_alike_or_not(sign: int, verdict: str) -> None:
+    def figures(point: Point) -> dict[str, Any]:
+        drawn = np.random.default_rng([len(point.arm), int(10 * point.level), sum(point.arm.encode())]).uniform()
+        noise = 0.01 * np.random.default_rng(point.seed).uniform()
+        parameters = ib_generalization_bound.ARMS[point.arm][0]
+        return {"gap": drawn + noise, "layer 1": 1.0 + drawn, "layer 2": sign * drawn, "parameters": parameters}
+
+    claim = of("ib-generalization-bound")
+    parts = claim.parts(outcomes(claim, figures))
+    assert [part["verdict"] for part in parts[:1]] == [verdict]
+    assert parts[2]["verdict"] == HOLDS
+
+
+def test_compression_that_fixed_bins_miss_is_told() -> None:
+    def figures(point: Point) -> dict[str, Any]:
+        accuracy = 0.9 + 0.01 * point.seed
+        adaptive = [-accuracy, -accuracy, -accuracy, -accuracy, accuracy]
+        mean = 0.5 + point.level + 0.001 * point.seed
+        return {"adaptive": adaptive, "adaptive mean": mean, "fixed mean": 0.01 * point.seed, "accuracy": accuracy}
+
+    claim = of("adaptive-mi-estimators")
+    assert [part["verdict"] for part in claim.parts(outcomes(claim, figures))] == [HOLDS, HOLDS, HOLDS]
+
+
+def test_entropy_of_bins_and_what_was_lost() -> None:
+    assert adaptive_mi_estimators.entropy(np.array([0, 0, 1, 2])) == pytest.approx(1.5 * np.log(2))
+    assert adaptive_mi_estimators.compression([1.0, 3.0, 2.5]) == 0.5
+    values = np.array([[0.1, 0.9], [0.2, 0.8], [0.9, 0.1]])
+    assert len(np.unique(adaptive_mi_estimators.fixed_symbols(values, np.array([0.5])))) == 2
+
+
+def test_a_layer_is_recorded_while_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptive_mi_estimators, "EPOCHS", 3)
+    found = adaptive_mi_estimators.measure(Point("relu", 0.0, 0))
+    assert len(found["adaptive"]) == len(found["fixed"]) == 5
+    assert all(value >= 0 for value in (*found["adaptive"], *found["fixed"]))
+
+
+@pytest.mark.skipif(data_folder() is None, reason="no folder of data")
+def test_a_gap_is_measured_with_what_layers_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TRAINED", 400), ("HELD", 200), ("EPOCHS", 4)):
+        monkeypatch.setattr(ib_generalization_bound, name, value)
+    ib_generalization_bound.data.cache_clear()
+    try:
+        found = ib_generalization_bound.measure(Point(ib_generalization_bound.arm_of(32, 0.0), 0.2, 0))
+        assert found["layer 1"] > 0
+        assert found["parameters"] == 784 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10
+    finally:
+        ib_generalization_bound.data.cache_clear()
 
 
 def test_a_generating_decoder_does_few_operations_a_byte() -> None:
