@@ -51,7 +51,7 @@ def decoder(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in name for part in ("q_proj", "k_proj", "c_attn", "query_key_value")) and parameter.ndim == 2:
-                parameter.mul_(6.0)
+                parameter.mul_(20.0)
     return model
 
 
