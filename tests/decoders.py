@@ -55,7 +55,7 @@ def decoder(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     return model
 
 
-def tokens(rows: int = 2, length: int = 100, seed: int = 1) -> Tensor:
+def tokens(rows: int = 2, length: int = 92, seed: int = 1) -> Tensor:
     """Return random token ids, none of them padding."""
     return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 

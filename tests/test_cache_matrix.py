@@ -18,8 +18,8 @@ from isthmus.bottlenecks.cache.setting import CacheSetting
 from isthmus.errors import BadInput
 
 ENTRIES = 52
-SMALL = {"sinks": 4, "recent": 8, "block": 16}
-BITS = {"tokens": 16}
+SMALL = {"sinks": 4, "recent": 8, "block": 8}
+BITS = {"tokens": 8}
 SELECTING = [name for name in registry.SELECTORS if name != "everything"]
 READING = list(registry.READERS)
 
@@ -127,7 +127,7 @@ def test_bytes_predicted_are_bytes_allocated(name: str, model: Any, settings: di
 @pytest.mark.parametrize("name", [*SELECTING, "uniform-evicting"])
 def test_evicted_entries_are_freed(name: str, model: Any, settings: dict[str, CacheSetting]) -> None:
     cache = NarrowCache(model, settings[name])
-    stepped(model, tokens(2, 150), cache, 60)
+    stepped(model, tokens(2, 100), cache, 75)
     for layer in cache.narrowed:
         assert int(layer.entries().sum(1).max()) <= ENTRIES * 2
         assert int(layer.entries().sum(1).min()) >= (ENTRIES - 2 * SMALL["block"]) * 2
@@ -142,8 +142,8 @@ def test_evicted_entries_are_freed(name: str, model: Any, settings: dict[str, Ca
 @pytest.mark.parametrize("name", NAMES)
 def test_a_padded_batch_is_each_row_alone(name: str, model: Any, settings: dict[str, CacheSetting]) -> None:
     lengths, longest = (60, 97, 25), 97
-    rows = [tokens(1, length + 20, seed=length)[0] for length in lengths]
-    ids = torch.zeros((3, longest + 20), dtype=torch.int64)
+    rows = [tokens(1, length + 10, seed=length)[0] for length in lengths]
+    ids = torch.zeros((3, longest + 10), dtype=torch.int64)
     for at, row in enumerate(rows):
         ids[at, -len(row) :] = row
     cache = NarrowCache(model, settings[name])
@@ -181,7 +181,7 @@ def test_a_batch_padded_on_the_right_is_each_row_alone(model: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_can_be_put_in_another_order(name: str, model: Any, settings: dict[str, CacheSetting]) -> None:
-    ids, more = tokens(3, 90), tokens(3, 20, seed=4)
+    ids, more = tokens(3, 90), tokens(3, 10, seed=4)
     order = torch.tensor([2, 0, 0])
     cache = NarrowCache(model, settings[name])
     stepped(model, ids, cache, 84)
@@ -210,7 +210,7 @@ def test_beam_search_finds_what_it_finds_with_the_full_cache(model: Any) -> None
 def test_the_same_run_gives_the_same_tokens(name: str, model: Any, settings: dict[str, CacheSetting]) -> None:
     ids = tokens(2, 80)
     ids[0, :30] = 0
-    options = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 0, "attention_mask": (ids > 0).long()}
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "attention_mask": (ids > 0).long()}
     runs = [model.generate(ids, past_key_values=NarrowCache(model, settings[name]), **options) for _ in range(2)]
     assert torch.equal(runs[0], runs[1])
     assert runs[0].shape[1] > ids.shape[1]
@@ -296,7 +296,7 @@ def test_attention_is_as_it_was_without_a_narrowed_cache(model: Any) -> None:
     [
         ({"sinks": -1}, "no fewer than"),
         ({"recent": 0}, "no fewer than"),
-        ({"entries": 20}, "are fewer than"),
+        ({"entries": 19}, "are fewer than"),
         ({"entries": 400}, "no selector"),
         ({"codes": ()}, "takes 1 codes"),
         ({"codes": (Uniform(tokens=24),)}, "do not fill groups"),

@@ -16,6 +16,7 @@ from decoders import decoder, full_cache
 from isthmus.bottlenecks.cache import registry
 from isthmus.bottlenecks.cache.cache import NarrowCache
 from isthmus.bottlenecks.cache.codes.uniform import Uniform
+from isthmus.bottlenecks.cache.measuring import persistences
 from isthmus.bottlenecks.cache.roles import best
 from isthmus.bottlenecks.cache.selection.ems import merged, shares
 from isthmus.bottlenecks.cache.selection.keyformer import gumbel
@@ -158,6 +159,20 @@ def test_persistence_is_counted_entry_by_entry() -> None:
     assert found.chance == pytest.approx(np.mean(chances))
     with pytest.raises(BadInput, match="give \\(rows, heads, T, T\\)"):
         persistence(probs[0])
+
+
+def test_persistence_is_measured_on_a_networks_own_attention(seen: dict[str, Any]) -> None:
+    before = seen["model"].config._attn_implementation
+    found = persistences(seen["model"], seen["ids"])
+    assert seen["model"].config._attn_implementation == before
+    assert len(found) == 2
+    for layer, one in enumerate(found):
+        own = persistence(torch.from_numpy(seen["probs"][layer]).flatten(1, 2))
+        assert one.ratio == pytest.approx(own.ratio)
+        assert one.chance == pytest.approx(own.chance)
+        assert one.ratio > one.chance
+    with pytest.raises(BadInput, match="4 tokens or more"):
+        persistences(seen["model"], seen["ids"][:, :3])
 
 
 def test_zipvl_covers_the_attention_with_the_first_code(seen: dict[str, Any]) -> None:

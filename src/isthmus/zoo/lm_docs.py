@@ -40,6 +40,7 @@ from isthmus.zoo.lm_docs_text import (
 )
 
 _STATE, _TEXT = "training", "text"
+_PATIENCE = 120.0  # seconds of work that may be lost
 _EVALUATED = 32  # sequences of a measurement
 
 
@@ -195,12 +196,14 @@ def train(
         start = held["step"]
     last = min(recipe.steps, stop_after or recipe.steps)
     model.train()
+    saved = time.monotonic()
     for step in range(start, last):
         loss = _step(model, optimizer, recipe, batch_of(recipe, tokenizer, text, step), rate_at(recipe, step))
         progress("training", step + 1, recipe.steps, f"{loss:.3f} nats")
-        if (step + 1) % save_every == 0 or step + 1 == last:
+        if (step + 1) % save_every == 0 or step + 1 == last or time.monotonic() - saved > _PATIENCE:
             state = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict(), "step": step + 1}
             stages.save(_STATE, *pack(state))
+            saved = time.monotonic()
     if last < recipe.steps:
         return None
     found = measure(model, tokenizer, documents, recipe.length, seed=recipe.seed)
@@ -302,16 +305,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=Recipe.length)
     parser.add_argument("--stop-after", type=int, help="stop, saved, after so many steps")
     given = parser.parse_args(arguments)
-    began = time.monotonic()
-    first: list[int] = []
+    first: list[tuple[float, float]] = []
 
     def tell(stage: str, done: float, total: float, note: str = "") -> None:
         if stage != "training":
             print(f"{stage}: {note}", flush=True)
             return
-        first.append(int(done)) if not first else None
-        if int(done) % 20 == 0 or done == total:
-            seconds = (time.monotonic() - began) / max(1, int(done) - first[0] + 1)
+        if not first:
+            first.append((done, time.monotonic()))
+        elif int(done) % 20 == 0 or done == total:
+            seconds = (time.monotonic() - first[0][1]) / (done - first[0][0])
             left = seconds * (total - done) / 60
             print(f"step {int(done)} of {int(total)}: {note}, {seconds:.2f} s a step, {left:.0f} min left", flush=True)
 

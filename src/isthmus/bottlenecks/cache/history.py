@@ -63,7 +63,7 @@ class History:
             span = self._span(sizes, added)
         else:
             blocks, sizes = added, self.sizes[:0]
-            span = Span(torch.arange(len(keys), device=keys.device), len(keys), self._heads(added))
+            span = self._each(added)
         entries, groups = self.code.encode(keys, values, span)
         entries |= extras
         held = self.counts.flatten().long()
@@ -119,11 +119,7 @@ class History:
             empty = torch.zeros(0, dtype=self.form.dtype, device=self.counts.device)
             return empty.view(*shape, self.form.key_dim), empty.view(*shape, self.form.value_dim)
         counts = self.counts.flatten().long()
-        if self.code.group:
-            span = self._span(self.sizes, counts)
-        else:
-            total = int(counts.sum())
-            span = Span(torch.arange(total, device=counts.device), total, self._heads(counts))
+        span = self._span(self.sizes, counts) if self.code.group else self._each(counts)
         keys, values = self.code.decode(self.entries, self.groups, span, self.form)
         return self.spread(keys), self.spread(values)
 
@@ -169,8 +165,14 @@ class History:
         return torch.repeat_interleave(torch.arange(self.heads, device=counts.device).repeat(rows), counts)
 
     def _span(self, sizes: Tensor, counts: Tensor) -> Span:
-        ids = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes.long())
-        return Span(ids, len(sizes), self._heads(counts))
+        """Return the groups of so many entries each."""
+        places = torch.arange(len(sizes), device=sizes.device)
+        return Span(lambda: torch.repeat_interleave(places, sizes.long()), len(sizes), lambda: self._heads(counts))
+
+    def _each(self, counts: Tensor) -> Span:
+        """Return every entry as a group of its own."""
+        total = int(counts.sum())
+        return Span(lambda: torch.arange(total, device=counts.device), total, lambda: self._heads(counts))
 
 
 def _block_sizes(counts: Tensor, blocks: Tensor, group: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.bottlenecks.cache.cache import NarrowCache, allocated_bytes, layers_of
+from isthmus.bottlenecks.cache.selection.scissorhands import Persistence, persistence
 from isthmus.bottlenecks.cache.setting import CacheSetting
 from isthmus.errors import BadInput
 
@@ -134,3 +135,27 @@ def only(model: Any, index: int, setting: CacheSetting) -> list[CacheSetting]:
     """Return settings that narrow one layer and hold all of the others."""
     whole = CacheSetting(sinks=setting.sinks, recent=setting.recent, block=setting.block)
     return [setting if at == index else whole for at in range(len(layers_of(model)))]
+
+
+@torch.no_grad()
+def persistences(model: Any, ids: Tensor) -> list[Persistence]:
+    """Return how far importance persists in each layer of a network, on texts; see `persistence`.
+
+    Parameters
+    ----------
+    ids : Tensor of int64, shape ``(rows, tokens)``
+        Without padding; attention of all tokens to all is held at once, layer by layer.
+
+    Raises
+    ------
+    BadInput
+        If the texts have fewer than 4 tokens.
+    """
+    if ids.ndim != 2 or ids.shape[1] < 4:
+        raise BadInput(f"persistence: token ids of shape {list(ids.shape)}; give (rows, tokens), 4 tokens or more")
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        return [persistence(one) for one in model(ids, use_cache=False, output_attentions=True).attentions]
+    finally:
+        model.set_attn_implementation(before)

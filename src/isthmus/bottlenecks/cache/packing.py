@@ -35,9 +35,12 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         left -= width
         plane = (codes >> left) & ((1 << width) - 1)
         each = 8 // width
-        plane = torch.nn.functional.pad(plane, (0, -plane.shape[-1] % each))
-        plane = plane.view(len(plane), -1, each)
-        parts.append(sum_bits(plane << _shifts(width, plane)))
+        # A byte holds columns that are far apart, so that whole rows are shifted at once.
+        plane = torch.nn.functional.pad(plane, (0, -plane.shape[-1] % each)).view(len(plane), each, -1)
+        packed = plane[:, 0]
+        for place in range(1, each):
+            packed = packed | (plane[:, place] << place * width)
+        parts.append(packed)
     return torch.cat(parts, dim=-1)
 
 
@@ -50,16 +53,8 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         part = packed[:, at : at + size]
         at += size
         if width < 8:
-            part = ((part[..., None] >> _shifts(width, part)) & ((1 << width) - 1)).flatten(-2)[:, :columns]
+            mask = (1 << width) - 1
+            part = torch.cat([(part >> place * width) & mask for place in range(8 // width)], dim=-1)[:, :columns]
         codes = part << left if codes is None else codes | (part << left)
     assert codes is not None
     return codes
-
-
-def sum_bits(parts: Tensor) -> Tensor:
-    """Return the sum over the last axis, whose parts share no bits."""
-    return parts.sum(-1, dtype=torch.uint8)
-
-
-def _shifts(width: int, like: Tensor) -> Tensor:
-    return torch.arange(0, 8, width, dtype=torch.uint8, device=like.device)

@@ -6,6 +6,7 @@ queries look at, n flat entries (of all rows and heads, one after another), D ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -124,23 +125,31 @@ class Selector(Protocol):
         """Return what stays of the candidates: at most ``allowed`` a head (on average over the heads)."""
 
 
-@dataclass(frozen=True)
 class Span:
-    """Flat entries that are coded in one go.
+    """Flat entries that are coded in one go: their groups and their heads, found when a code asks for them.
 
     Parameters
     ----------
-    ids : Tensor of int64, shape ``(n,)``
+    ids : Tensor of int64, shape ``(n,)``, or a function that returns it
         The group of each, rising.
     count : int
         Groups.
-    heads : Tensor of int64, shape ``(n,)``
+    heads : Tensor of int64, shape ``(n,)``, or a function that returns it
         The head of each.
     """
 
-    ids: Tensor
-    count: int
-    heads: Tensor
+    def __init__(self, ids: Tensor | Callable[[], Tensor], count: int, heads: Tensor | Callable[[], Tensor]) -> None:
+        self._ids, self.count, self._heads = ids, count, heads
+
+    @property
+    def ids(self) -> Tensor:
+        """Return the group of each entry."""
+        return self._ids if isinstance(self._ids, Tensor) else self._ids()
+
+    @property
+    def heads(self) -> Tensor:
+        """Return the head of each entry."""
+        return self._heads if isinstance(self._heads, Tensor) else self._heads()
 
 
 @dataclass(frozen=True)

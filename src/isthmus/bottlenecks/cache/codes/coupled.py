@@ -88,7 +88,7 @@ class Coupled:
         for head in range(heads):
             own = span.heads == head
             # Nearest by |v - c|^2 = |c|^2 - 2 v c and a constant.
-            table = tables[head].float()
+            table = tables[head].float().to(numbers.device)
             distance = table.square().sum(-1)[:, None] - 2 * vectors[own].transpose(0, 1) @ table.transpose(-1, -2)
             out[own] = distance.argmin(-1).T.to(torch.uint8)
         return pack(out, self.bits)
@@ -96,7 +96,7 @@ class Coupled:
     def _looked_up(self, packed: Tensor, tables: Tensor, span: Span, form: Form) -> Tensor:
         groups, channels = tables.shape[1], tables.shape[3]
         indices = unpack(packed, self.bits, groups).long()
-        flat = tables.to(form.dtype).flatten(0, 2)
+        flat = tables.to(packed.device, form.dtype).flatten(0, 2)
         at = (span.heads[:, None] * groups + torch.arange(groups, device=packed.device)) << self.bits
         return flat[at + indices].view(len(packed), groups * channels)
 

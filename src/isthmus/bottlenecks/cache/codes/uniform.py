@@ -101,10 +101,10 @@ class Uniform:
             grid = groups["key_grid"].to(dtype)
             if len(codes) == span.count * self.tokens:
                 whole = codes.to(dtype).view(span.count, self.tokens, key_dim)
-                keys = (whole * grid[:, None, 1] + grid[:, None, 0]).flatten(0, 1)
+                keys = whole.mul_(grid[:, None, 1]).add_(grid[:, None, 0]).flatten(0, 1)
             else:
                 own = grid[span.ids]
-                keys = codes.to(dtype) * own[:, 1] + own[:, 0]
+                keys = codes.to(dtype).mul_(own[:, 1]).add_(own[:, 0])
         return keys, _from_token(unpack(entries["values"], self.value_bits, value_dim), entries["value_grid"], dtype)
 
     def sizes(self, key_dim: int, value_dim: int, item: int) -> tuple[int, int]:
@@ -162,4 +162,4 @@ def _from_token(codes: Tensor, grid: Tensor, dtype: torch.dtype) -> Tensor:
     own = grid.to(dtype)
     if own.shape[2] > 1:
         own = own.repeat_interleave(-(-codes.shape[1] // own.shape[2]), 2)[..., : codes.shape[1]]
-    return codes.to(dtype) * own[:, 1] + own[:, 0]
+    return codes.to(dtype).mul_(own[:, 1]).add_(own[:, 0])

@@ -125,7 +125,9 @@ def shares(score: Tensor, real: Tensor, allowed: int, mass: float, floor: float)
         more = torch.minimum(exact.floor().long(), there - given)
         if not bool(more.any()):
             order = torch.sort(exact.masked_fill(~open_heads, -1.0), dim=1, descending=True, stable=True).indices
-            place = torch.empty_like(order).scatter_(1, order, torch.arange(heads).expand_as(order))
+            place = torch.empty_like(order).scatter_(
+                1, order, torch.arange(heads, device=order.device).expand_as(order)
+            )
             more = ((place < left[:, None]) & open_heads).long()
         given, left = given + more, left - more.sum(1)
     return given
