@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli import options
+from isthmus.cli import cache_commands, options
 from isthmus.cli.output import print_text, write_text
 from isthmus.cli.progress import reporting
 from isthmus.errors import BadInput
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cache_commands.app, name="cache")
 
 
 def _version(wanted: bool) -> None:

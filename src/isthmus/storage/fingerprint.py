@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
+import torch
 
 from isthmus.network import Network
 from isthmus.storage.rounding import rounded_inputs
@@ -15,7 +15,8 @@ def fingerprint(network: Network) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().numpy()).data)
+        # As bytes, for numpy knows no bfloat16.
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     for path, bits in sorted(rounded_inputs(network.model).items()):
         digest.update(f"{path} rounded to {bits} bits".encode())
     return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The key-value cache of decoders: fewer entries, fewer bits, fewer reads; in bytes that were allocated."""

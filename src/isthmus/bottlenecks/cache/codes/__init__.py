@@ -1,0 +1,1 @@
+"""How the entries of a cache are held: one file a code."""

@@ -1,0 +1,1 @@
+"""Which of the entries that are held a step reads: one file a method."""

@@ -1,0 +1,1 @@
+"""Which entries of a cache stay: one file a method."""

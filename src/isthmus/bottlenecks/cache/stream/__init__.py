@@ -1,0 +1,1 @@
+"""A prompt's cache as a bitstream, to be stored or sent."""

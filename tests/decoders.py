@@ -1,0 +1,77 @@
+"""Tiny random decoders of several families, and what tests of their caches share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.models.auto.configuration_auto import AutoConfig
+
+VOCABULARY = 97
+POSITIONS = 192
+
+_SHARED = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _SHARED,
+    "mistral": {**_SHARED, "sliding_window": None},
+    "qwen2": _SHARED,
+    "qwen3": {**_SHARED, "head_dim": 8},
+    "gemma": {**_SHARED, "head_dim": 8},
+    "gpt_neox": _SHARED,
+    "gpt2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": POSITIONS,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+
+
+def decoder(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
+    """Return a tiny decoder whose attention is not flat."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **{**FAMILIES[family], **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("q_proj", "k_proj", "c_attn", "query_key_value")) and parameter.ndim == 2:
+                parameter.mul_(20.0)
+    return model
+
+
+def tokens(rows: int = 2, length: int = 92, seed: int = 1) -> Tensor:
+    """Return random token ids, none of them padding."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def stepped(model: Any, ids: Tensor, cache: Any, prompt: int, mask: Tensor | None = None) -> Tensor:
+    """Return the logits of the last prompt token and of each later one, fed one at a time."""
+    out = []
+    for start, stop in [(0, prompt), *((at, at + 1) for at in range(prompt, ids.shape[1]))]:
+        own = None if mask is None else mask[:, :stop]
+        given = {} if mask is None else {"position_ids": (own.cumsum(1) - 1).clamp_min(0)[:, start:stop]}
+        result = model(ids[:, start:stop], attention_mask=own, past_key_values=cache, **given)
+        out.append(result.logits[:, -1])
+    return torch.stack(out, 1)
+
+
+def full_cache(model: Any) -> Any:
+    """Return transformers' own cache."""
+    return DynamicCache(config=model.config)
