@@ -178,7 +178,7 @@ def test_precisions_that_cannot_be_had(network, tmp_path, monkeypatch):
     ):
         with pytest.raises(BadInput, match=message):
             export_quantized(network, engine, precision, TEXTS, tmp_path / "out")
-    with pytest.raises(BadInput, match="precision w8a8: no texts to calibrate on; give some"):
+    with pytest.raises(BadInput, match="precision w8a8: no examples to calibrate on; give some"):
         export_quantized(network, "openvino", "w8a8", [], tmp_path / "out")
     with pytest.raises(BadInput, match="has no tokenizer"):
         export_quantized(replace(network, tokenizer=None), "openvino", "w8a8", TEXTS, tmp_path / "out")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import BadInput
+from isthmus.examples import Example, size_of, texts_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,13 +113,15 @@ def tokenize(network: Network, texts: Sequence[str], *, multiple: int | None = N
     return dict(encoded)
 
 
-def encode(network: Network, examples: Sequence[Any], *, multiple: int | None = None) -> dict[str, Tensor]:
+def encode(
+    network: Network, examples: Sequence[Example] | np.ndarray[Any, Any], *, multiple: int | None = None
+) -> dict[str, Tensor]:
     """Return what a network's model takes, by the names of its inputs.
 
     Parameters
     ----------
-    examples : sequence of str, or of images
-        Images as `isthmus.pixels.pixel_values` takes them.
+    examples : sequence of str or of Image
+        Of images also arrays, as `isthmus.pixels.pixel_values` takes them.
     multiple : int, optional
         Texts are padded to a multiple of so many tokens.
 
@@ -127,12 +130,24 @@ def encode(network: Network, examples: Sequence[Any], *, multiple: int | None = 
     dict of str to Tensor
         Of texts ``input_ids`` and ``attention_mask``, each ``(batch, tokens)``; of images ``pixel_values``,
         ``(batch, channels, height, width)``, float32.
+
+    Raises
+    ------
+    BadInput
+        If the network reads texts and these are images, or the other way round.
     """
     if network.images is None:
-        return tokenize(network, examples, multiple=multiple)
+        return tokenize(network, texts_of(list(examples), f"network {network.name}"), multiple=multiple)
+    if any(isinstance(example, str) for example in examples):
+        raise BadInput(f"network {network.name}: reads images, not texts; give a task such as images:PATH")
     from isthmus.pixels import pixel_values
 
     return {"pixel_values": pixel_values(network.images, examples)}
+
+
+def outputs(network: Network, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Run a network on encoded examples; return embeddings ``(batch, width)`` or logits ``(batch, classes)``."""
+    return pool(network, network.model(**inputs), inputs.get("attention_mask"))
 
 
 def pool(network: Network, output: Any, attention_mask: Tensor | None) -> Tensor:
@@ -197,28 +212,27 @@ def has_bfloat16() -> bool:
 
 def embed(
     network: Network,
-    texts: Sequence[str],
+    examples: Sequence[Example],
     *,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Embed texts without gradients, in batches of like length.
+    """Embed texts or images without gradients, texts in batches of like length.
 
     Returns
     -------
-    ndarray, shape ``(texts, width)``, float32
+    ndarray, shape ``(examples, width)``, float32
         In the order given.
     """
     import numpy as np
     import torch
 
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    rows: list[Any] = [None] * len(texts)
+    order = sorted(range(len(examples)), key=lambda index: size_of(examples[index]))
+    rows: list[Any] = [None] * len(examples)
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = tokenize(network, [texts[index] for index in batch])
-            pooled = pool(network, network.model(**inputs), inputs["attention_mask"]).float().numpy()
+            pooled = outputs(network, encode(network, [examples[index] for index in batch])).float().numpy()
             for index, row in zip(batch, pooled, strict=True):
                 rows[index] = row
             if progress is not None:

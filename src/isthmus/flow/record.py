@@ -135,8 +135,8 @@ def code_rows(study: Study, plan: Plan) -> list[CodeRow]:
 def savings(rows: Sequence[Mapping[str, Any]], plan: Plan, limits: Mapping[str, float]) -> list[Saving]:
     """Return what was saved in each currency, measured, beside what the plan predicted and the budget allowed."""
     original, narrowed = rows
-    where = f"{original['engine']}, batch {original['batch']}, mean length {original['length']:.0f}"
-    notes = {"latency": where, "macs": f"one text of {original['macs_length']} tokens", "peak": where}
+    where = f"{original['engine']}, batch {original['batch']}, {original['of']}"
+    notes = {"latency": where, "macs": original["macs_of"], "peak": where}
     keys = {"params": "params", "bytes": "bytes", "macs": "macs", "latency": "latency_ms", "peak": "peak_bytes"}
     return [
         Saving(
@@ -200,6 +200,7 @@ def narrow_page(
                 engine=original["engine"],
                 batch=original["batch"],
                 length=f"{original['length']:.0f}",
+                of=original["of"] if study.network.images is not None else "",
                 original_ms=original["latency_ms"],
                 narrowed_ms=narrowed["latency_ms"],
                 spread_original=tuple(original["latency_spread"]),

@@ -98,6 +98,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
 
 def _write_network(network: Network, place: Path) -> None:
     from isthmus.storage.narrowing import describe_narrowing
+    from isthmus.storage.processors import write_processor
     from isthmus.storage.sentences import write_sentence_files
 
     model: Any = network.model
@@ -115,6 +116,7 @@ def _write_network(network: Network, place: Path) -> None:
     if network.tokenizer is not None:
         network.tokenizer.save_pretrained(place)
         _reset_call_settings(place / "tokenizer.json")
+    write_processor(network, place)
     write_sentence_files(network, place)
 
 
