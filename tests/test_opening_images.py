@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import visions
+import pictured
 from isthmus.errors import BadInput, UnsupportedNetwork
 from isthmus.network import ImageInput, embed
 from isthmus.storage.artifact import save_artifact
@@ -25,11 +25,13 @@ SCALED = {"image_mean": HALF, "image_std": HALF}
 
 @pytest.mark.parametrize("kind", ["classifier", "encoder", "resnet"])
 def test_saved_is_opened(tmp_path: Path, kind: str) -> None:
-    made = {"classifier": visions.vit, "encoder": lambda: visions.vit(classes=None), "resnet": visions.resnet}[kind]()
+    made = {"classifier": pictured.vit, "encoder": lambda: pictured.vit(classes=None), "resnet": pictured.resnet}[
+        kind
+    ]()
     save_artifact(made, tmp_path / "saved", {"made": kind})
     opened = open_network(tmp_path / "saved")
     assert (opened.images, opened.pooling, opened.normalize) == (made.images, made.pooling, made.normalize)
-    images: Any = list(visions.pictures(5, channels=made.images.channels)[0])  # type: ignore[union-attr]
+    images: Any = list(pictured.pictures(5, channels=made.images.channels)[0])  # type: ignore[union-attr]
     np.testing.assert_array_equal(embed(opened, images), embed(made, images))
     # What an original's processor says is kept word for word.
     file = tmp_path / "saved" / PROCESSOR_FILE
@@ -41,22 +43,22 @@ def test_saved_is_opened(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_module_needs_to_be_told_of_its_images() -> None:
-    model = visions.vit().model
+    model = pictured.vit().model
     with pytest.raises(BadInput, match="reads images; say how"):
         open_network(model)
-    assert open_network(model, images=visions.GREY).images == visions.GREY
+    assert open_network(model, images=pictured.GREY).images == pictured.GREY
 
     class Processor:
         def to_dict(self) -> dict[str, Any]:
             return {"size": {"height": 16, "width": 16}, "image_mean": [0.5], "image_std": [0.25]}
 
-    assert open_network(model, images=Processor()).images == visions.GREY
+    assert open_network(model, images=Processor()).images == pictured.GREY
     with pytest.raises(BadInput, match="images is a int"):
         open_network(model, images=3)
 
 
 def test_a_folder_without_a_processor_is_refused(tmp_path: Path) -> None:
-    visions.vit().model.save_pretrained(tmp_path / "saved")
+    pictured.vit().model.save_pretrained(tmp_path / "saved")
     with pytest.raises(BadInput, match=PROCESSOR_FILE):
         open_network(tmp_path / "saved")
     (tmp_path / "saved" / PROCESSOR_FILE).write_text("{")

@@ -159,7 +159,7 @@ def test_quantized_files_are_timed_next_to_whole_ones(network, openvino_file, tm
 
 
 def test_calibration_texts_are_spread_over_those_given(network, monkeypatch):
-    monkeypatch.setattr(quantized, "CALIBRATION_TEXTS", 3)
+    monkeypatch.setattr(quantized, "CALIBRATION_EXAMPLES", 3)
     found = quantized._calibration(network, TEXTS[:9])
     expected = engine_batches(network, [TEXTS[0], TEXTS[4], TEXTS[8]], 1)
     assert len(found) == len(expected)

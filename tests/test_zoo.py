@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification
 
-import visions
+import pictured
 from isthmus.errors import BadInput
 from isthmus.network import embed
 from isthmus.storage.opening import open as open_network
@@ -62,7 +62,7 @@ def by_hand(state: dict[str, torch.Tensor], images: torch.Tensor, blocks: int) -
 
 
 def test_the_resnet_is_the_papers() -> None:
-    network = visions.resnet()
+    network = pictured.resnet()
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     found = network.model(pixel_values=images).logits
     torch.testing.assert_close(found, by_hand(network.model.state_dict(), images, 1), rtol=1e-4, atol=1e-4)
@@ -91,7 +91,7 @@ def test_a_state_dict_is_opened_saved_and_opened_by_transformers(tmp_path: Path)
 
 
 def test_a_fresh_process_opens_it_after_importing_isthmus(tmp_path: Path) -> None:
-    visions.resnet().model.save_pretrained(tmp_path / "saved")
+    pictured.resnet().model.save_pretrained(tmp_path / "saved")
     code = (
         "import isthmus, sys\n"
         "from transformers import AutoConfig\n"

@@ -19,6 +19,8 @@ Pixels = npt.NDArray[np.uint8]
 
 LUMA = (0.299, 0.587, 0.114)
 """What red, green and blue weigh in grey (ITU-R BT.601, as in JPEG)."""
+PADDING = 8
+"""An image is shifted by up to a part of so many of its sides, as CIFAR's are by 4 of 32 pixels."""
 _MOST = 255.0
 
 
@@ -55,6 +57,34 @@ def pixel_values(wanted: ImageInput, images: Sequence[Any] | Pixels) -> Tensor:
         resized[places] = _fitted(torch.from_numpy(np.stack([planes[place] for place in places])), wanted)
     mean, std = (torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1) for values in (wanted.mean, wanted.std))
     return (resized / _MOST - mean) / std
+
+
+def random_moves(wanted: ImageInput, count: int, seed: Sequence[int]) -> Tensor:
+    """Return how each image is moved: down, to the right (pixels, negative ones up and left), mirrored; ``(count, 3)``.
+
+    The numbers follow from the seed alone.
+    """
+    import torch
+
+    rng = np.random.default_rng(list(seed))
+    down, right = (side // PADDING for side in (wanted.height, wanted.width))
+    columns = [rng.integers(-down, down + 1, count), rng.integers(-right, right + 1, count), rng.integers(0, 2, count)]
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def moved(pixels: Tensor, moves: Tensor, wanted: ImageInput) -> Tensor:
+    """Return images ``(batch, channels, height, width)`` shifted and mirrored; what comes in at the edges is black."""
+    import torch
+
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (wanted.mean, wanted.std))
+    result = (-mean / std).expand_as(pixels).clone()
+    height, width = pixels.shape[2:]
+    for image, out, (down, right, mirrored) in zip(pixels, result, moves.tolist(), strict=True):
+        turned = image.flip(-1) if mirrored else image
+        out[:, max(down, 0) : height + down, max(right, 0) : width + right] = turned[
+            :, max(-down, 0) : height - down, max(-right, 0) : width - right
+        ]
+    return result
 
 
 def as_planes(image: npt.NDArray[Any], channels: int) -> npt.NDArray[np.float32]:

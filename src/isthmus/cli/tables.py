@@ -182,6 +182,8 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         "relative",
     )
     show_table(title, columns, body)
+    for note in first.get("notes", ()):
+        print(f"note: {note}")
 
 
 def show_methods(infos: Sequence[MethodInfo]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from isthmus.cost.predict import example_inputs
+from isthmus.cost.predict import example_inputs, macs_rate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
+    from isthmus.cost.rates import Rate
     from isthmus.network import Network
+    from isthmus.sites.site import Site
 
 
 def one_example(network: Network, tokens: int) -> dict[str, Tensor]:
@@ -23,6 +27,11 @@ def one_example(network: Network, tokens: int) -> dict[str, Tensor]:
     if wanted is None:
         return dict(example_inputs(network.model, tokens))
     return {"pixel_values": torch.zeros(1, wanted.channels, wanted.height, wanted.width)}
+
+
+def macs_of(network: Network, sites: Sequence[Site], tokens: int) -> Rate:
+    """Return the multiply-accumulates of `one_example` as a function of the kept units."""
+    return macs_rate(network.model, sites, tokens)
 
 
 def one_described(network: Network, tokens: int) -> str:

@@ -53,6 +53,7 @@ def inspect_network(
             for measure in MEASURES
         ],
         curves=[Curve(name=c.name, unit=c.unit, points=list(c.points)) for c in relevance.curves],
+        warnings=list(study.notes),
         record={
             "method": method,
             "seed": seed,

@@ -19,8 +19,8 @@ from isthmus.information.geometry import curvature, intrinsic_dimension
 from isthmus.information.invariance import dime, info_nce, lidar
 from isthmus.information.spectra import anisotropy, coding_rate, effective_rank, matrix_entropy
 from isthmus.network import Network, encode
+from isthmus.pixels import moved, random_moves
 from isthmus.progress import Progress, silent
-from isthmus.recovery.image_batches import moved, random_moves
 from isthmus.recovery.watch import sites_of, watching
 from isthmus.relevance.probe import Probe
 from isthmus.sites import LAYERS

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.cost.predict import kept_counts, macs_rate, narrowed_names, parameter_rate, predicted_shapes
+from isthmus.cost.examples import macs_of
+from isthmus.cost.predict import kept_counts, narrowed_names, parameter_rate, predicted_shapes
 from isthmus.cost.rates import Rate, presence
 from isthmus.flow.study import Study
 from isthmus.plan import Plan
@@ -74,7 +75,7 @@ def site_rows(
     """Return one row a site: what it costs, what it carries and what the plan did to it."""
     params, macs = (
         parameter_rate(study.network.model, study.sites),
-        macs_rate(study.network.model, study.sites, study.length),
+        macs_of(study.network, study.sites, study.length),
     )
     rows = []
     for site in study.sites:

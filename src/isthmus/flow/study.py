@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.budget import Budget, Currency
-from isthmus.cost.examples import one_described
+from isthmus.cost.examples import macs_of, one_described
 from isthmus.cost.latency import Batch, Latency
 from isthmus.cost.latency_table import latency_table
-from isthmus.cost.predict import bytes_rate, kept_counts, macs_rate, parameter_rate
+from isthmus.cost.predict import bytes_rate, kept_counts, parameter_rate
 from isthmus.cost.rates import Rate, Term
 from isthmus.errors import unknown
 from isthmus.examples import Example
@@ -129,7 +129,7 @@ def rates_for(study: Study, currencies: Sequence[Currency], progress: Progress =
             header = Term(float(header_bytes(saved_shapes(model))))
             rates[currency] = Rate("bytes", (*bytes_rate(model, sites).terms, header))
         elif currency == "macs":
-            rates[currency] = macs_rate(model, sites, study.length)
+            rates[currency] = macs_of(study.network, sites, study.length)
         else:
             rates[currency] = _latency_rate(study, progress)
     return rates

@@ -96,17 +96,17 @@ def compare_networks(
     -------
     list of dict
         For each network ``name, params, bytes, macs, latency_ms, engine, batch, length, peak_bytes, metric_name,
-        metric, ci95, relative``.
+        metric, ci95, relative``, and ``notes`` on what was done to the task's data.
     """
     names = [network.name for network in networks]
-    for network in networks:
-        check_suits(network, task)
+    notes = [check_suits(network, task) for network in networks]
     if len(set(names)) != len(names):
         raise BadInput(f"compare: two networks are called {max(names, key=names.count)}; give different folders")
     rows = bench_networks(networks, task.held_out.passages, engine=engine, macs_length=macs_length, progress=progress)
     metrics = measure_quality(networks, task, engine=engine, seed=seed, progress=progress)
     first = metrics[0].value
-    for row, network, metric in zip(rows, networks, metrics, strict=True):
+    for row, network, metric, own in zip(rows, networks, metrics, notes, strict=True):
+        row["notes"] = list(own)
         row["bytes"] = bytes_on_disk(network)
         row["metric_name"], row["metric"], row["ci95"] = metric.name, metric.value, list(metric.ci95)
         row["relative"] = metric.value / first if first else float("nan")

@@ -13,12 +13,11 @@ from torch import Tensor
 from isthmus.errors import BadInput
 from isthmus.examples import Example
 from isthmus.network import ImageInput, Network, encode
+from isthmus.pixels import moved, random_moves
 from isthmus.recovery.batches import Batch, Labelled
 
 MICRO_PIXELS = 1 << 17
 """Pixels of one micro-batch: bounds the memory that activations take. 128 images of 32 by 32, 8 at the least."""
-PADDING = 8
-"""An image is shifted by up to a part of so many of its sides, as CIFAR's are by 4 of 32 pixels."""
 
 
 class ImageBatches:
@@ -145,30 +144,6 @@ class LabelledImages:
         inputs = {name: moved(values, moves[places], self.wanted) for name, values in pixels.items()}
         target = torch.tensor([self.targets[chosen[place]] for place in places])
         return Labelled(inputs, target, len(places) * self.world / len(chosen))
-
-
-def random_moves(wanted: ImageInput, count: int, seed: Sequence[int]) -> Tensor:
-    """Return how each image is moved: down, to the right (pixels, negative ones up and left), mirrored; ``(count, 3)``.
-
-    The numbers follow from the seed alone.
-    """
-    rng = np.random.default_rng(list(seed))
-    down, right = (side // PADDING for side in (wanted.height, wanted.width))
-    columns = [rng.integers(-down, down + 1, count), rng.integers(-right, right + 1, count), rng.integers(0, 2, count)]
-    return torch.from_numpy(np.stack(columns, axis=1))
-
-
-def moved(pixels: Tensor, moves: Tensor, wanted: ImageInput) -> Tensor:
-    """Return images ``(batch, channels, height, width)`` shifted and mirrored; what comes in at the edges is black."""
-    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (wanted.mean, wanted.std))
-    result = (-mean / std).expand_as(pixels).clone()
-    height, width = pixels.shape[2:]
-    for image, out, (down, right, mirrored) in zip(pixels, result, moves.tolist(), strict=True):
-        turned = image.flip(-1) if mirrored else image
-        out[:, max(down, 0) : height + down, max(right, 0) : width + right] = turned[
-            :, max(-down, 0) : height - down, max(-right, 0) : width - right
-        ]
-    return result
 
 
 def _shuffled(count: int, seed: str) -> list[int]:
