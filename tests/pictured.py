@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from isthmus.network import ImageInput, Network
+from isthmus.network import ImageInput, Network, encode
 from isthmus.tasks import Task, load_task
 from isthmus.zoo.cifar_config import CifarResNetConfig
 from isthmus.zoo.cifar_resnet import CifarResNet
@@ -63,3 +63,19 @@ def pictures_task(count: int = 240, *, channels: int = 1, labelled: bool = True,
     """Return a task of such images."""
     images, labels = pictures(count, channels=channels, seed=seed)
     return load_task(("images", (images, labels) if labelled else images))
+
+
+def learned(network: Network, task: Task, steps: int = 80) -> Network:
+    """Return a classifier trained for a moment on a task's labelled images, so that it has something to lose."""
+    optimizer = torch.optim.Adam(network.model.parameters(), lr=3e-3)
+    images, labels = zip(*task.labelled, strict=True)
+    pixels = encode(network, images)["pixel_values"]
+    targets = torch.tensor(labels)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        chosen = torch.randint(len(targets), (48,), generator=generator)
+        loss = torch.nn.functional.cross_entropy(network.model(pixel_values=pixels[chosen]).logits, targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isthmus.cost.predict import example_inputs, macs_rate
 
@@ -31,7 +31,8 @@ def one_example(network: Network, tokens: int) -> dict[str, Tensor]:
 
 def macs_of(network: Network, sites: Sequence[Site], tokens: int) -> Rate:
     """Return the multiply-accumulates of `one_example` as a function of the kept units."""
-    return macs_rate(network.model, sites, tokens)
+    given: dict[str, Any] = {} if network.images is None else {"inputs": one_example(network, tokens)}
+    return macs_rate(network.model, sites, tokens, **given)
 
 
 def one_described(network: Network, tokens: int) -> str:
