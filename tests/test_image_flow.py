@@ -42,7 +42,8 @@ needs_sites = pytest.mark.skipif(not supported(), reason="the sites of vision ne
 @cache
 def case(kind: str) -> tuple[Network, Task]:
     if kind == "encoder":
-        return pictured.vit(classes=None), pictured.pictures_task(labelled=False)
+        wide = {"hidden_size": 64, "intermediate_size": 128}  # so that codes weigh more than their tables
+        return pictured.vit(classes=None, **wide), pictured.pictures_task(labelled=False)
     task = pictured.pictures_task(channels=3 if kind == "resnet" else 1)
     return pictured.learned(pictured.resnet() if kind == "resnet" else pictured.vit(), task), task
 
