@@ -102,7 +102,8 @@ def _write_network(network: Network, place: Path) -> None:
     from isthmus.storage.sentences import write_sentence_files
 
     model: Any = network.model
-    model.save_pretrained(place)
+    # Under the model's own names: transformers would give some families those of their first release back.
+    model.save_pretrained(place, save_original_format=False)
     config_file = place / "config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
