@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import isthmus
 import pictured
 from isthmus.cli.main import main
 from isthmus.errors import BadInput, UnsupportedNetwork
+from isthmus.flow.efforts import CONVOLUTION_RATE, convolutional, recipe_for
 from isthmus.flow.study import start_study
 from isthmus.flow.suiting import check_suits
 from isthmus.network import Network, embed
@@ -135,6 +137,13 @@ def test_recovery_brings_images_back_and_goes_on_where_it_was(kind: str, tmp_pat
         run(tmp_path / "b", False, stop)
     for name, value in run(tmp_path / "b", True).items():
         assert torch.equal(value, undisturbed[name]), name
+
+
+def test_convolutions_are_trained_at_a_rate_of_their_own() -> None:
+    assert (convolutional(pictured.resnet()), convolutional(pictured.vit())) == (True, False)
+    plain, own = (recipe_for("fast", 0.7, classifier=True, convolutional=which) for which in (False, True))
+    assert own == replace(plain, learning_rate=CONVOLUTION_RATE)
+    assert own.learning_rate > 5 * plain.learning_rate
 
 
 @needs_sites

@@ -14,7 +14,7 @@ from isthmus.allocation.problem import Problem
 from isthmus.allocation.reach import smallest_rates
 from isthmus.budget import parse_budget
 from isthmus.examples import Example
-from isthmus.flow.efforts import recipe_for
+from isthmus.flow.efforts import convolutional, recipe_for
 from isthmus.flow.planning import Planned, flat_relevance, kept_of, make_plan
 from isthmus.flow.solving import solve
 from isthmus.flow.study import Study, cut, original_rates, rates_for
@@ -59,7 +59,9 @@ def search_floor(study: Study, floor: float, *, method: str, progress: Progress 
         kept = kept_of(planned.plan)
         student = cut(searched, kept)
         solved = solve(searched, student, kept, progress)
-        recipe = recipe_for("faster", share, classifier=logits, solved=solved is not None)
+        recipe = recipe_for(
+            "faster", share, classifier=logits, solved=solved is not None, convolutional=convolutional(student)
+        )
         recovered = recover(
             solved or student,
             study.network,

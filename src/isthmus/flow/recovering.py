@@ -21,7 +21,15 @@ from isthmus.flow.coding import (
     student_statistics,
     takes_any_bits,
 )
-from isthmus.flow.efforts import coding_recipe, most_steps, recipe_for, step_seconds, steps_within, with_steps
+from isthmus.flow.efforts import (
+    coding_recipe,
+    convolutional,
+    most_steps,
+    recipe_for,
+    step_seconds,
+    steps_within,
+    with_steps,
+)
 from isthmus.flow.order import Order
 from isthmus.flow.planning import Planned, kept_of
 from isthmus.flow.solving import solve
@@ -263,7 +271,8 @@ def _recipe_stage(
     """Decide how many steps to train after the cut."""
     share = plan.predicted["params"] / plan.original["params"]
     classifier = study.network.pooling == "logits"
-    recipe = _with_labels(study, recipe_for(order.effort, share, classifier=classifier, solved=solved))
+    chosen = recipe_for(order.effort, share, classifier=classifier, solved=solved, convolutional=convolutional(student))
+    recipe = _with_labels(study, chosen)
     part = 0.5 if plan.codings else 1.0  # the rest of the time is for training on the grids of the codes
     return _timed(study, order, recipe, student, stages, "preflight", started, part, progress)
 
