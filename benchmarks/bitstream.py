@@ -221,7 +221,7 @@ def run(
         raise BadInput(f"bitstream: skipped, {missing}")
     network = open_network(model)
     study = start_study(network, load_task(f"sts:{folder / 'stsb'}"))
-    sensitivity = collect_sensitivity(study.probe, coded_matrices(network.model), study.texts)
+    sensitivity = collect_sensitivity(study.probe, coded_matrices(network.model), study.examples)
     rows, loading = [], {}
     for number, step in enumerate(levels):
         codes = coded_at(network, sensitivity, step)

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from isthmus.cost.measure import count_parameters
 from isthmus.errors import BadInput, IsthmusError
 from isthmus.flow.study import cut
-from isthmus.network import Network, pool, tokenize
+from isthmus.network import Network, encode, pool
 from isthmus.relevance.probe import Probe, measure_network
 from isthmus.relevance.statistics import MICRO, sampled_loss
 from isthmus.sites import WIDTH, Site
@@ -155,13 +155,13 @@ def loss_gradients(network: Network, probe: Probe, seed: int) -> dict[str, torch
     """
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(network.model).requires_grad_(True)
-    for group in probe.texts:
+    for group in probe.examples:
         for start in range(0, len(group), MICRO):
-            texts = group[start : start + MICRO]
-            if len(texts) < 3:
+            examples = group[start : start + MICRO]
+            if len(examples) < 3:
                 continue
-            inputs = tokenize(network, texts)
-            output = pool(network, model(**inputs), inputs["attention_mask"])
+            inputs = encode(network, examples)
+            output = pool(network, model(**inputs), inputs.get("attention_mask"))
             sampled_loss(output, network.pooling, generator).backward()  # type: ignore[no-untyped-call]
     return {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

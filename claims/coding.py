@@ -168,12 +168,12 @@ class Workbench:
             raise BadInput(f"task {task.name}: of kind {task.kind}; coders are scored on pairs of sentences, give sts:")
         self.network, self.task = network, task
         study = start_study(network, task)
-        count = min(MEASURED, len(study.texts) // 2)
+        count = min(MEASURED, len(study.examples) // 2)
         # What statistics were collected on would flatter the coders that look at them.
-        probe = make_probe(network, study.texts[:count], batch=min(GROUP, max(count // 2, 4)))
+        probe = make_probe(network, study.examples[:count], batch=min(GROUP, max(count // 2, 4)))
         self.probes = [
-            replace(probe, texts=(texts,), inputs=(inputs,), reference=(reference,))
-            for texts, inputs, reference in zip(probe.texts, probe.inputs, probe.reference, strict=True)
+            replace(probe, examples=(texts,), inputs=(inputs,), reference=(reference,))
+            for texts, inputs, reference in zip(probe.examples, probe.inputs, probe.reference, strict=True)
         ]
         self.names = coded_matrices(network.model)
         self.weights: dict[str, Floats] = {
@@ -181,7 +181,7 @@ class Workbench:
         }
 
         def collect() -> Statistics:
-            texts = study.texts[count:]
+            texts = study.examples[count:]
             return statistics_of(study.probe, self.names, [Gptq()], texts, seed=0, progress=silent)
 
         record = json.dumps([self.record(), count])
@@ -257,7 +257,7 @@ class Workbench:
             "spec": arm.spec(point.level),
             "bytes": file_bytes(student, codes),
             "bits": 8 * sum(packed.values()) / self.original["weights"],
-            "nats": float(np.average(nats, weights=[len(probe.texts[0]) for probe in self.probes])),
+            "nats": float(np.average(nats, weights=[len(probe.examples[0]) for probe in self.probes])),
             "nats_by_group": nats,
             "score": spearman(cosines, self.scores),
             "relative": spearman(cosines, self.scores) / self.original["score"],

@@ -142,9 +142,9 @@ class Workbench:
         self.rates: dict[str, Rate] = rates_for(self.study, ["params"])
         self.original = original_rates(self.study, self.rates)
         started = time.monotonic()
-        self.vocabulary = vocabulary_relevance(self.study.probe, self.study.sites, self.study.texts)
+        self.vocabulary = vocabulary_relevance(self.study.probe, self.study.sites, self.study.examples)
         self.reference = measure_quality([network], task)[0]
-        self.outputs = teacher_outputs(network, self.study.texts, self.recipe(0.5))
+        self.outputs = teacher_outputs(network, self.study.examples, self.recipe(0.5))
         self.cache: dict[tuple[str, int], tuple[Relevance, float]] = {}
         say(
             f"{network.name}: {self.original['params'] / 1e6:.2f} M parameters, {self.reference.name} "
@@ -218,7 +218,7 @@ class Workbench:
         recovered = recover(
             student,
             self.study.network,
-            self.study.texts,
+            self.study.examples,
             self.recipe(share),
             kept=dict(kept),
             seed=seed,

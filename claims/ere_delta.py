@@ -244,7 +244,7 @@ class Tuned:
         cosines = self.bench.likeness(restored)
         score = spearman(cosines, self.bench.scores)
         return {
-            "nats": float(np.average(nats, weights=[len(probe.texts[0]) for probe in self.probes])),
+            "nats": float(np.average(nats, weights=[len(probe.examples[0]) for probe in self.probes])),
             "nats_by_group": nats,
             "score": score,
             "tuned_score": self.score,

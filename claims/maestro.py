@@ -84,7 +84,7 @@ class Bench(Workbench):
     def __init__(self, bench: Workbench) -> None:
         vars(self).update(vars(bench))
         study = start_study(bench.network, bench.task)
-        self.texts = study.texts[min(MEASURED, len(study.texts) // 2) :]
+        self.texts = study.examples[min(MEASURED, len(study.examples) // 2) :]
         self.trained: dict[tuple[int, float], dict[str, Factors]] = {}
 
     def codes(self, arm: Arm, level: float, seed: int) -> dict[str, Coded]:

@@ -203,7 +203,7 @@ def by_straight(lesson: Lesson, codes: Codes) -> tuple[Codes, tuple[float, ...]]
 
 def pool_of(bench: Workbench, seed: int) -> tuple[str, ...]:
     """Return the training texts of a seed: others than nats are measured on."""
-    measured = {text for probe in bench.probes for group in probe.texts for text in group}
+    measured = {text for probe in bench.probes for group in probe.examples for text in group}
     texts = [text for text in bench.task.train if text not in measured]
     order = np.random.default_rng((7, seed)).permutation(len(texts))[:POOL]
     return tuple(texts[place] for place in sorted(order.tolist()))

@@ -119,7 +119,7 @@ class Bench(Workbench):
 
     def __init__(self, bench: Workbench) -> None:
         vars(self).update(vars(bench))
-        texts = [text for group in start_study(bench.network, bench.task).probe.texts for text in group]
+        texts = [text for group in start_study(bench.network, bench.task).probe.examples for text in group]
         self.probe: Probe = make_probe(bench.network, texts[:TEXTS])
         modules = dict(self.network.model.named_modules())
         self.linear = [name for name in self.names if isinstance(modules[name.rpartition(".")[0]], nn.Linear)]

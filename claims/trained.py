@@ -154,7 +154,7 @@ class Trainer(Workbench):
     def __init__(self, bench: Workbench, *, steps: int = STEPS) -> None:
         self.__dict__.update(bench.__dict__)
         self.steps = steps
-        measured = {text for probe in self.probes for group in probe.texts for text in group}
+        measured = {text for probe in self.probes for group in probe.examples for text in group}
         texts = [text for text in self.task.train if text not in measured]
         random.Random(0).shuffle(texts)
         self.texts = texts[: max(2, steps * self.recipe.batch)]
@@ -214,7 +214,7 @@ class Trainer(Workbench):
         levels = max(len(np.unique(code.integers)) for code in made.values() if isinstance(code, Uniform))
         return {
             **found,
-            "before": float(np.average(before, weights=[len(probe.texts[0]) for probe in self.probes])),
+            "before": float(np.average(before, weights=[len(probe.examples[0]) for probe in self.probes])),
             "moved": moved / size,
             "levels": levels,
             "seconds": {**found["seconds"], "training": seconds, "all": time.monotonic() - started},

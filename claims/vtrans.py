@@ -15,6 +15,7 @@ from claims.common import TOLERANCE, Ledger, Outcome, Point, Say, Workbench, poi
 from claims.data import VALIDATION_PAIRS, encoder_task, why_not
 from claims.tables import scores
 from isthmus.errors import BadInput
+from isthmus.examples import texts_of
 from isthmus.storage.opening import open as open_network
 from isthmus.tasks.data import data_folder
 
@@ -259,7 +260,7 @@ def run(
         raise BadInput(f"{SLUG}: skipped, {missing}")
     bench = Workbench(open_network(model), encoder_task(folder, validation=validation), steps=steps, say=say)
     held = bench.study.task.held_out.passages[:ATTENTION_TEXTS]
-    masses = attention_masses(bench.study.network, held)
+    masses = attention_masses(bench.study.network, texts_of(held, SLUG))
     points = points_for(methods, shares, seeds, effort)
     if with_efforts:
         points = wanted_points(methods, shares, seeds, effort)

@@ -438,14 +438,14 @@ def test_point_against_file_and_metric(tmp_path: Path) -> None:
     assert found["relative"] == pytest.approx(ours.value / theirs.value)
     assert own.original["score"] == pytest.approx(theirs.value)
     means = [measure_network(probe, student) for probe in own.probes]
-    counts = [len(probe.texts[0]) for probe in own.probes]
+    counts = [len(probe.examples[0]) for probe in own.probes]
     assert len(counts) > 1
     assert found["nats"] == pytest.approx(np.dot(means, counts) / sum(counts))
 
 
 def test_statistics_are_of_other_texts_than_nats() -> None:
     own = bench()
-    measured = {text for probe in own.probes for group in probe.texts for text in group}
+    measured = {text for probe in own.probes for group in probe.examples for text in group}
     assert measured < set(own.task.train)
     assert not measured & set(own.task.held_out.passages)
     assert {name: known.moments is None for name, known in own.statistics.items()} == {

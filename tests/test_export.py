@@ -164,5 +164,5 @@ def test_bench(engine):
 
 
 def test_bench_without_texts():
-    with pytest.raises(BadInput, match="no texts"):
+    with pytest.raises(BadInput, match="no examples"):
         bench_networks([tiny_network("BertModel")], [])

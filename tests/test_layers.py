@@ -51,7 +51,7 @@ def test_the_states_are_those_that_transformers_returns() -> None:
     """Against ``output_hidden_states``, text by text and without padding."""
     network = networks.worded("bert")
     study = study_of(network)
-    texts = [text for group in study.probe.texts for text in group]
+    texts = [text for group in study.probe.examples for text in group]
     states = []
     for text in texts:
         with torch.inference_mode():

@@ -45,7 +45,7 @@ def test_an_engine_file_in_integers_is_part_of_the_artifact(place: Path) -> None
     assert not (place / "unused").exists()
 
     task = load_task("text:text.txt")
-    texts = task.held_out.texts
+    texts = task.held_out.examples
     own = runner_embed(made, load_runner("onnxruntime", path))(texts)
     plain = embed(made, texts)
     assert 0 < np.abs(own - plain).max() < 0.2, "rounded, but the same network"

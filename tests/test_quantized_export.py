@@ -159,7 +159,7 @@ def test_quantized_files_are_timed_next_to_whole_ones(network, openvino_file, tm
 
 
 def test_calibration_texts_are_spread_over_those_given(network, monkeypatch):
-    monkeypatch.setattr(quantized, "CALIBRATION_TEXTS", 3)
+    monkeypatch.setattr(quantized, "CALIBRATION_EXAMPLES", 3)
     found = quantized._calibration(network, TEXTS[:9])
     expected = engine_batches(network, [TEXTS[0], TEXTS[4], TEXTS[8]], 1)
     assert len(found) == len(expected)
@@ -178,7 +178,7 @@ def test_precisions_that_cannot_be_had(network, tmp_path, monkeypatch):
     ):
         with pytest.raises(BadInput, match=message):
             export_quantized(network, engine, precision, TEXTS, tmp_path / "out")
-    with pytest.raises(BadInput, match="precision w8a8: no texts to calibrate on; give some"):
+    with pytest.raises(BadInput, match="precision w8a8: no examples to calibrate on; give some"):
         export_quantized(network, "openvino", "w8a8", [], tmp_path / "out")
     with pytest.raises(BadInput, match="has no tokenizer"):
         export_quantized(replace(network, tokenizer=None), "openvino", "w8a8", TEXTS, tmp_path / "out")

@@ -27,7 +27,7 @@ from isthmus.recovery import batches as batches_module
 from isthmus.recovery.batches import LabelledBatches, TextBatches
 from isthmus.recovery.losses import Learner, attention_loss, cosent_loss, hidden_loss, output_loss, selection
 from isthmus.recovery.recipe import Recipe, uses_bf16
-from isthmus.recovery.teacher import split_texts, teacher_outputs
+from isthmus.recovery.teacher import split_examples, teacher_outputs
 from isthmus.recovery.train import recover
 from isthmus.recovery.watch import Seen, Watched, layer_path, projection_of, see, sites_of, width_of
 from isthmus.sites import LAYERS, WIDTH, discover, narrow_model
@@ -298,7 +298,7 @@ def test_recovery_is_deterministic_and_keeps_the_best_weights() -> None:
     assert result.steps == points[-1][0] < 60
     best = min(value for _, value in points)
     assert best not in (points[-1][1], points[-2][1])
-    _, held = split_texts(sentences(), 5)
+    _, held = split_examples(sentences(), 5)
     made, wanted = (torch.from_numpy(embed(network, held)) for network in (student, teacher))
     assert float(divergence(made, wanted, "mean")) == pytest.approx(best, rel=1e-4)
 

@@ -62,12 +62,12 @@ def _refuse(*arguments: object, **named: object) -> None:
 
 def test_texts_are_bounded_by_their_tokens(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solving, "TOKENS", 60)
-    texts = solving._texts(study)
-    counts = [int(tokenize(study.network, [text])["attention_mask"].sum()) for text in study.texts]
-    assert list(texts) == list(study.texts[: len(texts)])
+    texts = solving._examples(study)
+    counts = [int(tokenize(study.network, [text])["attention_mask"].sum()) for text in study.examples]
+    assert list(texts) == list(study.examples[: len(texts)])
     assert sum(counts[: len(texts)]) <= 60 < sum(counts[: len(texts) + 1])
     monkeypatch.setattr(solving, "TOKENS", 1)
-    assert len(solving._texts(study)) == 1
+    assert len(solving._examples(study)) == 1
 
 
 def test_without_training_it_is_solved_and_the_record_says_by_how_much(study: Study, tmp_path: Path) -> None:

@@ -302,9 +302,12 @@ def test_the_hook_leaves_no_trace() -> None:
     code = (
         "import isthmus._loader as l, sys, inspect; l.install(); l.install()\n"
         "assert sum(type(f).__module__ == 'isthmus._loader' for f in sys.meta_path) == 1\n"
-        "import transformers.quantizers.auto as a\n"
+        "import transformers.quantizers.auto as a, transformers.models.auto.modeling_auto as m\n"
         "assert not any(type(f).__module__ == 'isthmus._loader' for f in sys.meta_path)\n"
         "assert type(a.__loader__).__name__ == type(a.__spec__.loader).__name__ == 'SourceFileLoader'\n"
-        "assert 'isthmus' in a.AUTO_QUANTIZER_MAPPING and 'AutoHfQuantizer' in inspect.getsource(a)"
+        "assert 'isthmus' in a.AUTO_QUANTIZER_MAPPING and 'AutoHfQuantizer' in inspect.getsource(a)\n"
+        "from transformers import AutoConfig, AutoModelForImageClassification\n"
+        "config = AutoConfig.for_model('isthmus_cifar_resnet', blocks=1, num_labels=3)\n"
+        "assert AutoModelForImageClassification.from_config(config).config.num_labels == 3"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

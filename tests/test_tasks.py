@@ -61,20 +61,20 @@ def test_text_is_one_passage_a_line_stripped_without_empty_or_repeated_ones(tmp_
     path = write(tmp_path / "a.txt", "\ufeff  one \r\ntwo\rthree\n\nfour\n\none\n  \nfive\n")
     task = load_task(f"text:{path}")
     assert (task.kind, task.name, task.metric_name) == ("text", "text:a.txt", "likeness")
-    assert sorted((*task.train, *task.held_out.texts)) == sorted(["one", "two", "three", "four", "five"])
+    assert sorted((*task.train, *task.held_out.examples)) == sorted(["one", "two", "three", "four", "five"])
 
 
 def test_wrapped_paragraphs_are_joined_but_one_stray_blank_line_is_not_a_paragraph(tmp_path: Path) -> None:
     wrapped = "\n\n".join(f"Paragraph {i} begins here\n  and goes on\nto its end." for i in range(8))
     task = load_task(f"text:{write(tmp_path / 'a.txt', wrapped)}")
-    assert "Paragraph 0 begins here and goes on to its end." in (*task.train, *task.held_out.texts)
+    assert "Paragraph 0 begins here and goes on to its end." in (*task.train, *task.held_out.examples)
     stray = load_task(f"text:{write(tmp_path / 'b.txt', chr(10).join([*lines(60), '', *lines(60, 'other')]))}")
-    assert len(stray.train) + len(stray.held_out.texts) == 120
+    assert len(stray.train) + len(stray.held_out.examples) == 120
 
 
 def test_long_passages_are_capped(tmp_path: Path) -> None:
     task = load_task([*lines(10), "x" * 5000])
-    assert max(map(len, (*task.train, *task.held_out.texts))) == 2000
+    assert max(map(len, (*task.train, *task.held_out.examples))) == 2000
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,8 +84,8 @@ def test_any_text_is_read_whole_in_order_and_split_without_overlap(passages: lis
         path = write(Path(folder) / "a.txt", "\n".join(passages))
         task = load_task(f"text:{path}", seed=seed)
         again = load_task(passages, seed=seed)
-    assert set(task.train) | set(task.held_out.texts) == set(passages)
-    assert not set(task.train) & set(task.held_out.texts)
+    assert set(task.train) | set(task.held_out.examples) == set(passages)
+    assert not set(task.train) & set(task.held_out.examples)
     place = passages.index
     assert list(map(place, task.train)) == sorted(map(place, task.train))
     assert (again.train, again.held_out, again.fingerprint) == (task.train, task.held_out, task.fingerprint)
@@ -96,7 +96,7 @@ def test_any_text_is_read_whole_in_order_and_split_without_overlap(passages: lis
 )
 def test_a_tenth_is_held_out_within_bounds(count: int, held_out: int) -> None:
     task = load_task(lines(count))
-    assert (len(task.held_out.texts), len(task.train)) == (held_out, count - held_out)
+    assert (len(task.held_out.examples), len(task.train)) == (held_out, count - held_out)
 
 
 def test_the_seed_chooses_the_split_and_the_fingerprint_tells_data_apart() -> None:
@@ -113,18 +113,18 @@ def test_a_folder_of_text_is_read_by_its_train_and_dev_files_or_whole(tmp_path: 
     write(tmp_path / "my-dev.txt", "\n".join([*lines(4, "dev"), "kept out"]))
     task = load_task(f"text:{tmp_path}")
     assert task.train == tuple(lines(9))
-    assert task.held_out.texts == (*lines(4, "dev"), "kept out")
+    assert task.held_out.examples == (*lines(4, "dev"), "kept out")
     (tmp_path / "my-dev.txt").rename(tmp_path / "b.md")
     write(tmp_path / "c.json", "{}")
     task = load_task(f"text:{tmp_path}")
-    assert len(task.train) + len(task.held_out.texts) == 9 + 1 + 4 + 5
+    assert len(task.train) + len(task.held_out.examples) == 9 + 1 + 4 + 5
 
 
 def test_held_out_files_for_choosing_come_before_tests_and_parts_are_joined(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test", "validation"):
         write(tmp_path / f"{name}.txt", "\n".join(lines(5, name)))
     task = load_task(f"text:{tmp_path}")
-    assert task.held_out.texts == tuple(lines(5, "validation"))
+    assert task.held_out.examples == tuple(lines(5, "validation"))
     assert len(task.train) == 10
 
 
@@ -207,7 +207,7 @@ LABELLED = [(f"it's a \"bare quote, {i}", i % 2) for i in range(60)]
 def test_examples_are_found_by_name_or_content(tmp_path: Path, suffix: str, names: Sequence[str] | None) -> None:
     names = ("text", "target") if names is None and suffix in (".jsonl", ".parquet") else names
     task = load_task(f"classify:{save(tmp_path / f'all{suffix}', LABELLED, names)}")
-    held = zip(task.held_out.texts, task.held_out.labels, strict=True)
+    held = zip(task.held_out.examples, task.held_out.labels, strict=True)
     assert sorted([*task.labelled, *held]) == sorted(LABELLED)
     assert (task.label_names, task.metric_name) == (("0", "1"), "accuracy")
     assert task.train == tuple(text for text, _ in task.labelled)
@@ -229,7 +229,7 @@ def test_labels_may_be_names_or_numbers(tmp_path: Path) -> None:
 def test_a_class_named_like_a_column_is_not_a_header(tmp_path: Path) -> None:
     rows = [(f"text {i}", "target" if i % 2 == 0 else "other") for i in range(9)]
     task = load_task(f"classify:{save(tmp_path / 'dev.csv', rows, None)}")
-    assert (len(task.held_out.texts), task.label_names) == (9, ("other", "target"))
+    assert (len(task.held_out.examples), task.label_names) == (9, ("other", "target"))
 
 
 @settings(max_examples=40, deadline=None)
@@ -244,7 +244,7 @@ def test_any_text_survives_tables(rows: list[tuple[str, str]], separated: str) -
             path = save(Path(folder) / f"dev.{suffix}", rows, ("text", "label"))
             task = load_task(f"classify:{path}")
             labels = [task.label_names[label] for label in task.held_out.labels]
-            assert list(zip(task.held_out.texts, labels, strict=True)) == expected
+            assert list(zip(task.held_out.examples, labels, strict=True)) == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -289,7 +289,7 @@ def test_data_in_python() -> None:
     texts, labels = zip(*LABELLED, strict=True)
     assert load_task(Columns(sentence=texts, label=labels)) == load_task(("classify", LABELLED))
     split = load_task({"train": Columns(text=lines(5)), "validation": Columns(text=lines(4, "dev")), "test": None})
-    assert (split.train, split.held_out.texts) == (tuple(lines(5)), tuple(lines(4, "dev")))
+    assert (split.train, split.held_out.examples) == (tuple(lines(5)), tuple(lines(4, "dev")))
 
 
 def test_a_kind_may_stand_beside_a_path(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_kind_may_stand_beside_a_path(tmp_path: Path) -> None:
         (("classify", [(a, "x") for a, _ in LABELLED]), ["of one class ('x')"]),
         (7, ["a int is not a task"]),
         ({"dev": lines(9)}, ["a mapping without 'train'"]),
-        (Columns(image=[1], width=[2]), ["its columns (image, width) make no task"]),
+        (Columns(picture=[1], width=[2]), ["its columns (picture, width) make no task"]),
         (Columns(sentence1=["a"], sentence2=["b"], label=[1]), ["classes of pairs"]),
         (("text", Columns(words=lines(9))), ["no column named text"]),
     ],
@@ -393,7 +393,7 @@ def pairwise_cosines(rows: np.ndarray) -> np.ndarray:
 
 def test_likeness_is_the_spearman_correlation_of_all_pairs_at_any_width() -> None:
     task = load_task(lines(300))
-    texts = task.held_out.texts
+    texts = task.held_out.examples
     original, _ = table_of(texts, 12, 0)
     small, embed = table_of(texts, 7, 1)
     small[:] = original[:, :7] + 0.1 * small
@@ -457,7 +457,7 @@ def test_a_network_that_says_the_same_of_all_texts_has_no_order() -> None:
 
 def test_accuracy_of_a_classifier_is_the_share_of_its_greatest_logits() -> None:
     task = load_task(("classify", [(f"text {i}", WORDS[i % 3]) for i in range(400)]))
-    rows, embed = table_of(task.held_out.texts, 3, 3)
+    rows, embed = table_of(task.held_out.examples, 3, 3)
     metric = evaluate(embed, task, logits=True)
     right = [row.argmax() == label for row, label in zip(rows, task.held_out.labels, strict=True)]
     assert metric.value == np.mean(right)
@@ -500,15 +500,15 @@ def test_a_probe_takes_at_most_4000_texts() -> None:
 
 def test_outputs_that_cannot_be_measured_are_refused() -> None:
     task = load_task(lines(60))
-    texts = task.held_out.texts
+    texts = task.held_out.examples
     with pytest.raises(BadInput, match="not finite"):
         evaluate(lambda asked: np.full((len(asked), 2), np.nan), task, np.ones((len(texts), 2)))
     with pytest.raises(BadInput, match="the original gives an array of shape"):
         evaluate(lambda asked: np.ones((len(asked), 2)), task, np.ones((3, 2)))
     dev = load_task(("classify", {"train": [], "dev": LABELLED}))
-    with pytest.raises(BadInput, match="no labelled training texts"):
+    with pytest.raises(BadInput, match="no labelled training examples"):
         evaluate(lambda asked: np.ones((len(asked), 2)), dev)
-    few = Task("text", "text:few", (), HeldOut(texts=("a", "b")), "likeness", "")
+    few = Task("text", "text:few", (), HeldOut(examples=("a", "b")), "likeness", "")
     with pytest.raises(BadInput, match="too few"):
         evaluate(lambda asked: np.ones((2, 2)), few, np.ones((2, 2)))
 
@@ -524,7 +524,7 @@ def test_real_pairs_and_examples() -> None:
     assert {min(pairs.held_out.scores), max(pairs.held_out.scores)} == {0.0, 1.0}
     assert not set(pairs.train) & set(pairs.held_out.passages)
     examples = load_task(f"classify:{DATA / 'sst2'}")
-    assert (len(examples.held_out.texts), len(examples.labelled) <= 6920) == (872, True)
+    assert (len(examples.held_out.examples), len(examples.labelled) <= 6920) == (872, True)
     assert examples.label_names == ("0", "1")
     assert not load_task(f"sts:{DATA / 'stsb' / 'dev.csv'}").train
 
@@ -577,7 +577,7 @@ def test_documentation_is_prose_in_a_fixed_order_without_importing(
     assert path.read_text(encoding="utf-8").splitlines() == list(passages)
     assert [file.name for file in tmp_path.iterdir()] == ["d.txt"]
     task = load_task(f"text:{path}")
-    assert (len(task.train), len(task.held_out.texts)) == (270, 30)
+    assert (len(task.train), len(task.held_out.examples)) == (270, 30)
     with pytest.raises(BadInput, match="cannot be written"):
         write_documentation(tmp_path / "no-such-folder" / "d.txt", 1)
 

@@ -140,7 +140,7 @@ def bench() -> Trainer:
 
 def test_texts_that_are_trained_on_are_not_those_that_are_measured() -> None:
     own = bench()
-    measured = {text for probe in own.probes for group in probe.texts for text in group}
+    measured = {text for probe in own.probes for group in probe.examples for text in group}
     assert own.texts
     assert not measured & set(own.texts)
     assert not set(own.task.held_out.passages) & set(own.texts)

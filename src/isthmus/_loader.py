@@ -1,7 +1,7 @@
-"""Registers the loader of narrowed networks with transformers, without importing transformers for it.
+"""Registers the loader of narrowed networks and the zoo's models with transformers, without importing it for that.
 
 Importing isthmus must stay fast, and after it plain ``AutoModel.from_pretrained`` must open what isthmus saved. So
-where transformers is not imported yet, a finder waits for the one module that holds the registry.
+where transformers is not imported yet, a finder waits for the modules that hold the registries.
 """
 
 from __future__ import annotations
@@ -10,23 +10,40 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
-_REGISTRY = "transformers.quantizers.auto"
 
-
-def _register() -> None:
+def _register_loader() -> None:
     from isthmus.storage.loader import register
 
     register()
 
 
-class _ThenRegister(importlib.abc.Loader):
-    """Runs the real loader of the registry's module, then registers."""
+def _register_configs() -> None:
+    from isthmus.zoo.registering import register_configs
 
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
+    register_configs()
+
+
+def _register_models() -> None:
+    from isthmus.zoo.registering import register_models
+
+    register_models()
+
+
+_REGISTRIES: dict[str, Callable[[], None]] = {
+    "transformers.quantizers.auto": _register_loader,
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.modeling_auto": _register_models,
+}
+
+
+class _ThenRegister(importlib.abc.Loader):
+    """Runs the real loader of a registry's module, then registers."""
+
+    def __init__(self, loader: importlib.abc.Loader, register: Callable[[], None]) -> None:
+        self._loader, self._register = loader, register
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -36,27 +53,38 @@ class _ThenRegister(importlib.abc.Loader):
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        _register()
+        self._register()
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Stands in front of the other finders until the registry's module is imported."""
+    """Stands in front of the other finders until the registries' modules are imported."""
+
+    def __init__(self, waiting: dict[str, Callable[[], None]]) -> None:
+        self.waiting = waiting
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _REGISTRY:
+        register = self.waiting.pop(fullname, None)
+        if register is None:
             return None
-        sys.meta_path.remove(self)
+        if not self.waiting:
+            sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)
+            spec.loader = _ThenRegister(spec.loader, register)
         return spec
 
 
 def install() -> None:
-    """Register the loader now if transformers is ready for it, else as soon as it is."""
-    if _REGISTRY in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Register now where transformers is ready for it, else as soon as it is."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    waiting = {}
+    for name, register in _REGISTRIES.items():
+        if name in sys.modules:
+            register()
+        else:
+            waiting[name] = register
+    if waiting:
+        sys.meta_path.insert(0, _Finder(waiting))

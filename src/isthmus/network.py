@@ -9,10 +9,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import BadInput
+from isthmus.examples import Example, size_of, texts_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What a network that reads images wants them to be.
+
+    Parameters
+    ----------
+    channels : int
+        1 for grey, 3 for colour.
+    height, width : int
+        Pixels.
+    mean, std : tuple of float
+        By channel, of values from 0 to 1: what is subtracted, and what is then divided by.
+    shortest_edge : int or None
+        The shorter side is resized to this and the middle cut out; None: resized to height and width as they are.
+    resample : {"bilinear", "bicubic", "nearest"}
+
+    Raises
+    ------
+    BadInput
+        If a number is out of its range.
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shortest_edge: int | None = None
+    resample: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.height, self.width) < 1:
+            raise BadInput(f"images of {self.channels} by {self.height} by {self.width}: give numbers above 0")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise BadInput(f"images: mean {self.mean} and std {self.std}; give {self.channels} of each, std above 0")
+        if self.resample not in ("bilinear", "bicubic", "nearest"):
+            raise BadInput(f"images: resample {self.resample!r} is not bilinear, bicubic or nearest")
 
 
 @dataclass(frozen=True)
@@ -38,6 +78,8 @@ class Network:
         What ``isthmus.json`` says of a narrowed network; empty for an original.
     codes : mapping of str to bytes
         Weights that are coded on disk, by name of the parameter; the model holds what they decode to.
+    images : ImageInput or None
+        What it wants images to be; None for a network that reads text.
     """
 
     name: str
@@ -49,6 +91,7 @@ class Network:
     source: Path | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     codes: Mapping[str, bytes] = field(default_factory=dict)
+    images: ImageInput | None = None
 
     def with_model(self, model: nn.Module, tokenizer: Any = None) -> Network:
         """Return the same network around another model (and tokenizer), whose weights are not coded."""
@@ -70,14 +113,53 @@ def tokenize(network: Network, texts: Sequence[str], *, multiple: int | None = N
     return dict(encoded)
 
 
-def pool(network: Network, output: Any, attention_mask: Tensor) -> Tensor:
-    """Pool a model's output to one vector a text.
+def encode(
+    network: Network, examples: Sequence[Example] | np.ndarray[Any, Any], *, multiple: int | None = None
+) -> dict[str, Tensor]:
+    """Return what a network's model takes, by the names of its inputs.
+
+    Parameters
+    ----------
+    examples : sequence of str or of Image
+        Of images also arrays, as `isthmus.pixels.pixel_values` takes them.
+    multiple : int, optional
+        Texts are padded to a multiple of so many tokens.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Of texts ``input_ids`` and ``attention_mask``, each ``(batch, tokens)``; of images ``pixel_values``,
+        ``(batch, channels, height, width)``, float32.
+
+    Raises
+    ------
+    BadInput
+        If the network reads texts and these are images, or the other way round.
+    """
+    if network.images is None:
+        return tokenize(network, texts_of(list(examples), f"network {network.name}"), multiple=multiple)
+    if any(isinstance(example, str) for example in examples):
+        raise BadInput(f"network {network.name}: reads images, not texts; give a task such as images:PATH")
+    from isthmus.pixels import pixel_values
+
+    return {"pixel_values": pixel_values(network.images, examples)}
+
+
+def outputs(network: Network, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Run a network on encoded examples; return embeddings ``(batch, width)`` or logits ``(batch, classes)``."""
+    return pool(network, network.model(**inputs), inputs.get("attention_mask"))
+
+
+def pool(network: Network, output: Any, attention_mask: Tensor | None) -> Tensor:
+    """Pool a model's output to one vector an example.
 
     Parameters
     ----------
     output : ModelOutput
-        With ``last_hidden_state`` of shape ``(batch, tokens, width)``, or ``logits`` of shape ``(batch, classes)``.
-    attention_mask : Tensor, shape ``(batch, tokens)``
+        With ``last_hidden_state`` of shape ``(batch, tokens, width)``, or, of images, ``(batch, width, height, width of
+        the map)``, or ``logits`` of shape ``(batch, classes)``.
+    attention_mask : Tensor, shape ``(batch, tokens)``, or None
+        None where every token counts, as in images.
 
     Returns
     -------
@@ -87,8 +169,12 @@ def pool(network: Network, output: Any, attention_mask: Tensor) -> Tensor:
         logits: Tensor = output.logits
         return logits
     hidden: Tensor = output.last_hidden_state
-    if network.pooling == "cls":
+    if hidden.dim() == 4:
+        pooled = hidden.mean((2, 3))
+    elif network.pooling == "cls":
         pooled = hidden[:, 0]
+    elif attention_mask is None:
+        pooled = hidden.mean(1)
     else:
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
@@ -126,28 +212,27 @@ def has_bfloat16() -> bool:
 
 def embed(
     network: Network,
-    texts: Sequence[str],
+    examples: Sequence[Example],
     *,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Embed texts without gradients, in batches of like length.
+    """Embed texts or images without gradients, texts in batches of like length.
 
     Returns
     -------
-    ndarray, shape ``(texts, width)``, float32
+    ndarray, shape ``(examples, width)``, float32
         In the order given.
     """
     import numpy as np
     import torch
 
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    rows: list[Any] = [None] * len(texts)
+    order = sorted(range(len(examples)), key=lambda index: size_of(examples[index]))
+    rows: list[Any] = [None] * len(examples)
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = tokenize(network, [texts[index] for index in batch])
-            pooled = pool(network, network.model(**inputs), inputs["attention_mask"]).float().numpy()
+            pooled = outputs(network, encode(network, [examples[index] for index in batch])).float().numpy()
             for index, row in zip(batch, pooled, strict=True):
                 rows[index] = row
             if progress is not None:

@@ -11,6 +11,7 @@ from isthmus.audit.checks import Array, Integers, check_count, check_finite
 from isthmus.audit.levels import Levels, fit_levels
 from isthmus.audit.ranks import rank_losses
 from isthmus.errors import BadInput
+from isthmus.examples import texts_of
 from isthmus.network import Network, embed
 from isthmus.tasks import Task
 from isthmus.tasks.divergence import TEMPERATURE
@@ -104,7 +105,8 @@ def read_task(task: Task, *, seed: int = 0) -> Reading:
         If there are too few.
     """
     held = task.held_out
-    texts: Parts = tuple(zip(held.left, held.right, strict=True)) if held.left else tuple((t,) for t in held.texts)
+    single = texts_of(held.examples, "audit")
+    texts: Parts = tuple(zip(held.left, held.right, strict=True)) if held.left else tuple((text,) for text in single)
     check_count(len(texts), task.name)
     most = MOST_TEXTS if task.kind == "text" else MOST
     chosen = np.sort(np.random.default_rng(seed).permutation(len(texts))[:most])
@@ -188,7 +190,7 @@ def _class_head(network: Network, reading: Reading, seed: int) -> Head:
                 "files"
             )
         train = probe_texts(task, seed)
-        inputs = features_of(network, [text for text, _ in train])
+        inputs = features_of(network, texts_of([text for text, _ in train], "audit"))
         probe = fit_probe(inputs, np.array([label for _, label in train]), len(task.label_names))
 
     held = passages(reading)

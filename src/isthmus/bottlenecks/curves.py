@@ -76,7 +76,7 @@ def measure_curves(
         By name of the matrix. A coder that takes any number of bits is measured at `ANCHORS`, and candidates an
         eighth of a bit apart are read off the line between (in the logarithm of nats; finer ones by theory).
     """
-    half = replace(probe, texts=probe.texts[::2], inputs=probe.inputs[::2], reference=probe.reference[::2])
+    half = replace(probe, examples=probe.examples[::2], inputs=probe.inputs[::2], reference=probe.reference[::2])
     found: dict[str, tuple[Candidate, ...]] = {}
     with Resuming(half, discover(probe.network)) as resuming:
         for number, (name, own) in enumerate(statistics.items()):

@@ -16,13 +16,15 @@ from isthmus.errors import BadInput
 EFFORTS = ("none", "faster", "fast", "full")
 _SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="minilm, a folder, or a hub id.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="minilm, a folder, one of the zoo, or a hub id.", show_default=False)
+]
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="Networks; the first is what they are held against.")
 ]
 TaskSpec = Annotated[
     str | None,
-    typer.Option("--task", metavar="TASK", help="What the network is for: text:PATH, sts:PATH or classify:PATH."),
+    typer.Option("--task", metavar="TASK", help="What the network is for: text:, sts:, classify: or images:PATH."),
 ]
 To = Annotated[str | None, typer.Option("--to", metavar="BUDGET", help="The budget: params=50%,latency=0.5x.")]
 Keep = Annotated[str | None, typer.Option("--keep", metavar="SHARE", help="The floor of quality: 98%.")]
@@ -64,7 +66,7 @@ def required_task(spec: str | None) -> str:
     if spec is None:
         raise BadInput(
             "no task given; say what the network is for with --task text:FILE (a file of text, one passage a line: "
-            "be like the original), --task sts:FILE or --task classify:FILE"
+            "be like the original), --task sts:FILE, --task classify:FILE or --task images:FOLDER"
         )
     return spec
 

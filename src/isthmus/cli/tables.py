@@ -170,7 +170,7 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         )
         for row in rows
     ]
-    title = f"latency: median in {first['engine']}, batch {first['batch']}, mean length {float(first['length']):.0f}"
+    title = f"latency: median in {first['engine']}, batch {first['batch']}, {first['of']}"
     columns = (
         "network",
         "params",
@@ -182,6 +182,8 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         "relative",
     )
     show_table(title, columns, body)
+    for note in first.get("notes", ()):
+        print(f"note: {note}")
 
 
 def show_methods(infos: Sequence[MethodInfo]) -> None:

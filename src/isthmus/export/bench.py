@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isthmus.cost.examples import described, one_described, one_example
 from isthmus.cost.measure import count_parameters, measure_macs
-from isthmus.cost.predict import example_inputs
 from isthmus.errors import BadInput
 from isthmus.export.engines import engine_batches, find_engine
 from isthmus.export.peak import measure_peak
@@ -19,12 +19,15 @@ from isthmus.export.timing import time_exported
 from isthmus.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from isthmus.examples import Example
     from isthmus.network import Network
+
+IMAGE_BATCHES = 4
 
 
 def bench_networks(
     networks: Sequence[Network],
-    texts: Sequence[str],
+    examples: Sequence[Example],
     *,
     engine: str = "openvino",
     batch: int = 32,
@@ -34,20 +37,21 @@ def bench_networks(
     macs_length: int | None = None,
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    """Export networks, then time them turn by turn on the same texts.
+    """Export networks, then time them turn by turn on the same texts or images.
 
     Parameters
     ----------
     networks : sequence of Network
-    texts : sequence of str
-        Real sentences; batches are taken in the given order.
+    examples : sequence of str or of Image
+        Real ones; batches are taken in the given order.
     engine : {"openvino", "onnxruntime"}
     batch : int
-        Sentences in a batch.
+        Examples in a batch.
     rounds : int
         How often each batch is timed.
     max_batches : int
-        How many batches are timed at most, spread evenly over the texts.
+        How many batches are timed at most, spread evenly over the examples; of images, which are all of one size to a
+        network, no more than `IMAGE_BATCHES`.
     threads : int, optional
         Threads of the engine; all cores when None.
     macs_length : int, optional
@@ -57,19 +61,22 @@ def bench_networks(
     Returns
     -------
     list of dict
-        For each network ``name, params, macs`` (of one sequence of ``macs_length`` tokens), ``latency_ms`` (median of
-        a batch), ``latency_spread`` (its quartiles), ``engine, precision, batch, length`` (mean tokens of a text that
-        are not padding) and ``peak_bytes``.
+        For each network ``name, params, macs`` (of one sequence of ``macs_length`` tokens, or of one image),
+        ``latency_ms`` (median of a batch), ``latency_spread`` (its quartiles), ``engine, precision, batch, length``
+        (mean tokens of a text that are not padding; 1 of images), ``of`` and ``macs_of`` (this in words) and
+        ``peak_bytes``.
 
     Raises
     ------
     BadInput
-        If the engine is unknown or not installed, or there are no texts.
+        If the engine is unknown or not installed, or there are no examples.
     """
     find_engine(engine)
-    if not texts or not networks:
-        raise BadInput("bench: no texts to run; give a task with at least one text")
-    chosen = _spread_texts(texts, batch, max_batches)
+    if not examples or not networks:
+        raise BadInput("bench: no examples to run; give a task with at least one")
+    if networks[0].images is not None:
+        max_batches = min(max_batches, IMAGE_BATCHES)
+    chosen = _spread(examples, batch, max_batches)
     keys = [str(index) for index in range(len(networks))]
     steps = 2 * len(networks) + rounds + 1
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as folder:
@@ -95,27 +102,31 @@ def bench_networks(
         {
             "name": network.name,
             "params": count_parameters(network.model),
-            "macs": measure_macs(network.model, example_inputs(network.model, tokens)),
+            "macs": measure_macs(network.model, one_example(network, tokens)),
             "macs_length": tokens,
+            "macs_of": one_described(network, tokens),
             "latency_ms": timed[key].median_ms,
             "latency_spread": (timed[key].low_ms, timed[key].high_ms),
             "engine": engine,
             "precision": precision_of(network, engine),
             "batch": batch,
             "length": lengths[key],
+            "of": described(network, lengths[key]),
             "peak_bytes": peaks[key],
         }
         for key, network in zip(keys, networks, strict=True)
     ]
 
 
-def _spread_texts(texts: Sequence[str], batch: int, max_batches: int) -> list[str]:
-    """Choose whole batches evenly over the texts, in their order; a last, smaller one only where it is the only one."""
-    whole = max(1, len(texts) // batch)
+def _spread(examples: Sequence[Example], batch: int, max_batches: int) -> list[Example]:
+    """Choose whole batches evenly over the examples, in order; a last, smaller one only where it is the only one."""
+    whole = max(1, len(examples) // batch)
     starts = np.linspace(0, whole - 1, min(max_batches, whole)).round().astype(int)
-    return [text for start in starts for text in texts[start * batch : (start + 1) * batch]]
+    return [example for start in starts for example in examples[start * batch : (start + 1) * batch]]
 
 
 def _mean_length(batches: Sequence[Mapping[str, np.ndarray[Any, Any]]]) -> float:
+    if "attention_mask" not in batches[0]:
+        return 1.0
     tokens = sum(int(one["attention_mask"].sum()) for one in batches)
     return tokens / sum(len(one["attention_mask"]) for one in batches)

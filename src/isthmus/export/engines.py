@@ -17,6 +17,7 @@ from isthmus.memory import give_back
 if TYPE_CHECKING:
     import numpy as np
 
+    from isthmus.examples import Example
     from isthmus.network import Network
 
     Batch = Mapping[str, np.ndarray[Any, Any]]
@@ -91,18 +92,22 @@ def load_runner(engine: str, path: str | Path, threads: int | None = None) -> Ru
     return load(path, threads)
 
 
-def engine_batches(network: Network, texts: Sequence[str], batch_size: int = 32) -> list[Batch]:
-    """Tokenize texts in their given order, a batch at a time, each padded to its longest text."""
-    from isthmus.network import tokenize
-
+def engine_batches(network: Network, examples: Sequence[Example], batch_size: int = 32) -> list[Batch]:
+    """Encode examples in their given order, a batch at a time, texts each padded to the longest of the batch."""
     return [
-        {name: tensor.numpy() for name, tensor in tokenize(network, texts[start : start + batch_size]).items()}
-        for start in range(0, len(texts), batch_size)
+        engine_batch(network, examples[start : start + batch_size]) for start in range(0, len(examples), batch_size)
     ]
 
 
+def engine_batch(network: Network, examples: Sequence[Example]) -> Batch:
+    """Encode examples as one batch of arrays by input name."""
+    from isthmus.network import encode
+
+    return {name: tensor.numpy() for name, tensor in encode(network, examples).items()}
+
+
 def pool_numpy(
-    pooling: str, hidden: np.ndarray[Any, Any], attention_mask: np.ndarray[Any, Any], *, normalize: bool = False
+    pooling: str, hidden: np.ndarray[Any, Any], attention_mask: np.ndarray[Any, Any] | None, *, normalize: bool = False
 ) -> np.ndarray[Any, Any]:
     """Pool an engine's output as the network would.
 
@@ -110,7 +115,9 @@ def pool_numpy(
     ----------
     pooling : {"mean", "cls", "logits"}
     hidden : ndarray, shape ``(batch, tokens, width)``, or ``(batch, classes)`` for logits
-    attention_mask : ndarray, shape ``(batch, tokens)``
+        Of images also ``(batch, width, height, width of the map)``.
+    attention_mask : ndarray, shape ``(batch, tokens)``, or None
+        None where every token counts.
     normalize : bool
         Whether embeddings are scaled to unit length. Logits never are.
 
@@ -120,10 +127,15 @@ def pool_numpy(
     """
     import numpy as np
 
+    pooled: np.ndarray[Any, Any]
     if pooling == "logits":
         return hidden
-    if pooling == "cls":
+    if hidden.ndim == 4:
+        pooled = hidden.mean((2, 3))
+    elif pooling == "cls":
         pooled = hidden[:, 0]
+    elif attention_mask is None:
+        pooled = hidden.mean(1)
     else:
         mask = attention_mask[..., None].astype(hidden.dtype)
         pooled = (hidden * mask).sum(1) / np.maximum(mask.sum(1), 1e-9)
@@ -134,34 +146,39 @@ def pool_numpy(
 
 def engine_embed(
     network: Network, engine: str, folder: str | Path, *, batch_size: int = 32, threads: int | None = None
-) -> Callable[[Sequence[str]], np.ndarray[Any, Any]]:
-    """Export a network into a folder and return a function that embeds texts in the engine.
+) -> Callable[[Sequence[Example]], np.ndarray[Any, Any]]:
+    """Export a network into a folder and return a function that embeds texts or images in the engine.
 
     Returns
     -------
     callable
-        From texts to a float32 array of shape ``(texts, width)``, in the order given.
+        From examples to a float32 array of shape ``(examples, width)``, in the order given.
     """
     return runner_embed(network, load_runner(engine, export_network(network, engine, folder), threads), batch_size)
 
 
 def runner_embed(
     network: Network, runner: Runner, batch_size: int = 32
-) -> Callable[[Sequence[str]], np.ndarray[Any, Any]]:
-    """Return a function that embeds texts in an engine, from texts to a float32 array of shape ``(texts, width)``."""
+) -> Callable[[Sequence[Example]], np.ndarray[Any, Any]]:
+    """Return a function that embeds examples in an engine, to a float32 array of shape ``(examples, width)``."""
 
-    def embed(texts: Sequence[str]) -> np.ndarray[Any, Any]:
+    def embed(examples: Sequence[Example]) -> np.ndarray[Any, Any]:
         import numpy as np
 
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        rows: list[Any] = [None] * len(texts)
-        place = iter(order)
-        for batch in engine_batches(network, [texts[index] for index in order], batch_size):
-            pooled = pool_numpy(network.pooling, runner(batch), batch["attention_mask"], normalize=network.normalize)
+        from isthmus.examples import size_of
+
+        order = sorted(range(len(examples)), key=lambda index: size_of(examples[index]))
+        rows: list[Any] = [None] * len(examples)
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            batch = engine_batch(network, [examples[index] for index in places])
+            mask = batch.get("attention_mask")
+            pooled = pool_numpy(network.pooling, runner(batch), mask, normalize=network.normalize)
             # An engine may write its next output into the same memory, so rows are copied.
-            for row in pooled.astype(np.float32, copy=True):
-                rows[next(place)] = row
-        return np.stack(rows)
+            for place, row in zip(places, pooled.astype(np.float32, copy=True), strict=True):
+                rows[place] = row
+        vectors: np.ndarray[Any, Any] = np.stack(rows)
+        return vectors
 
     return embed
 

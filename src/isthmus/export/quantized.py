@@ -4,7 +4,7 @@
 engine      precision what is in the file, and what is computed
 =========== ========= ===============================================================================
 any         float32   as `isthmus.export.engines.export_network` writes it
-openvino    w8a8      weights and activations of 8 bits, products in integers; calibrated on texts
+openvino    w8a8      weights and activations of 8 bits, products in integers; calibrated on examples
 openvino    int8      weights of 8 bits, a scale for each output
 openvino    int4      weights of 4 bits, a scale for each group of inputs
 onnxruntime int8      weights of 8 bits; activations rounded to 8 bits as they come, products in integers
@@ -32,6 +32,7 @@ from isthmus.memory import give_back
 from isthmus.storage.rounding import rounded_inputs
 
 if TYPE_CHECKING:
+    from isthmus.examples import Example
     from isthmus.export.engines import Batch
     from isthmus.network import Network
 
@@ -41,7 +42,7 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "openvino": (FLOAT, "w8a8", "int8", "int4"),
     "onnxruntime": (FLOAT, "int8"),
 }
-CALIBRATION_TEXTS = 128
+CALIBRATION_EXAMPLES = 128
 GROUP = 32
 """Inputs that share a scale in ``int4``."""
 
@@ -68,7 +69,7 @@ def export_quantized(
     network: Network,
     engine: str,
     precision: str,
-    texts: Sequence[str],
+    examples: Sequence[Example],
     path: str | Path,
     *,
     group: int = GROUP,
@@ -82,9 +83,9 @@ def export_quantized(
     engine : {"openvino", "onnxruntime"}
     precision : str
         One of ``PRECISIONS[engine]``.
-    texts : sequence of str
-        What ``w8a8`` is calibrated on: the kind of text that the network will read, 128 spread evenly over those
-        given. The other precisions look at weights only and take none.
+    examples : sequence of str or of Image
+        What ``w8a8`` is calibrated on: the kind of text or image that the network will read, 128 spread evenly over
+        those given. The other precisions look at weights only and take none.
     path : str or Path
         A folder.
     group : int
@@ -98,7 +99,7 @@ def export_quantized(
     Raises
     ------
     BadInput
-        If engine or precision is unknown, a package is not installed, there are no texts to calibrate on, the
+        If engine or precision is unknown, a package is not installed, there are no examples to calibrate on, the
         network has no tokenizer to read them with or rounds activations by itself, or the group is below 1.
     """
     check_precision(engine, precision)
@@ -108,13 +109,13 @@ def export_quantized(
         return export_network(network, engine, path)
     if rounded_inputs(network.model):
         raise BadInput(f"precision {precision}: {network.name} rounds its activations itself; export it in {FLOAT}")
-    batches = _calibration(network, texts) if precision == CALIBRATED else []
+    batches = _calibration(network, examples) if precision == CALIBRATED else []
     with tempfile.TemporaryDirectory(prefix="isthmus-quantized-") as folder:
         whole = export_network(network, engine, folder)
         if engine == "openvino":
             from isthmus.export.quantized_openvino import quantize_openvino
 
-            written = quantize_openvino(whole, path, precision, batches, group=group)
+            written = quantize_openvino(whole, path, precision, batches, group=group, transformer=_transformer(network))
         else:
             from isthmus.export.quantized_onnx import quantize_onnx
 
@@ -124,9 +125,16 @@ def export_quantized(
     return written
 
 
-def _calibration(network: Network, texts: Sequence[str]) -> list[Batch]:
-    """Tokenize texts one by one: padding would be counted among the activations."""
-    if not texts:
-        raise BadInput(f"precision {CALIBRATED}: no texts to calibrate on; give some that the network will read")
-    places = np.linspace(0, len(texts) - 1, min(CALIBRATION_TEXTS, len(texts))).round().astype(int)
-    return engine_batches(network, [texts[place] for place in places], 1)
+def _transformer(network: Network) -> bool:
+    """Return whether a network is made of attention, which is hard to round, rather than of convolutions alone."""
+    from torch import nn
+
+    return any(isinstance(module, nn.LayerNorm) for module in network.model.modules()) or network.images is None
+
+
+def _calibration(network: Network, examples: Sequence[Example]) -> list[Batch]:
+    """Encode examples one by one: padding would be counted among the activations."""
+    if not examples:
+        raise BadInput(f"precision {CALIBRATED}: no examples to calibrate on; give some that the network will read")
+    places = np.linspace(0, len(examples) - 1, min(CALIBRATION_EXAMPLES, len(examples))).round().astype(int)
+    return engine_batches(network, [examples[place] for place in places], 1)

@@ -21,7 +21,13 @@ lossy for about the same."""
 
 
 def quantize_openvino(
-    whole: str | Path, folder: str | Path, precision: str, batches: Sequence[Batch], *, group: int = 32
+    whole: str | Path,
+    folder: str | Path,
+    precision: str,
+    batches: Sequence[Batch],
+    *,
+    group: int = 32,
+    transformer: bool = True,
 ) -> Path:
     """Write a float32 OpenVINO file again in integers.
 
@@ -37,11 +43,13 @@ def quantize_openvino(
     folder : str or Path
         Where the new one goes.
     precision : {"w8a8", "int8", "int4"}
-    batches : sequence of dict of ndarray, shape ``(1, tokens)``
+    batches : sequence of dict of ndarray, shape ``(1, tokens)`` or ``(1, channels, height, width)``
         Inputs by name, for ``w8a8``.
     group : int
         Inputs that share a scale in ``int4``. A matrix whose inputs it does not divide takes the largest power of two
         that does, and 8 bits where that is below 16.
+    transformer : bool
+        Whether the network is made of attention: ``w8a8`` then keeps apart what rounds badly there.
 
     Returns
     -------
@@ -59,9 +67,8 @@ def quantize_openvino(
         if precision == "w8a8":
             names = {port.get_any_name() for port in graph.inputs}
             inputs = [{name: array for name, array in batch.items() if name in names} for batch in batches]
-            quantized = nncf.quantize(
-                graph, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(inputs)
-            )
+            kind = nncf.ModelType.TRANSFORMER if transformer else None
+            quantized = nncf.quantize(graph, nncf.Dataset(inputs), model_type=kind, subset_size=len(inputs))
         else:
             quantized = nncf.compress_weights(graph, **_weight_options(nncf, precision, group))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from isthmus.export.quantized import FLOAT, GROUP, export_quantized
 from isthmus.storage.files import sha256
 
 if TYPE_CHECKING:
+    from isthmus.examples import Example
     from isthmus.network import Network
 
 
@@ -43,20 +44,20 @@ def exported(network: Network, engine: str, folder: str | Path) -> Path:
 
 
 def save_export(
-    network: Network, engine: str, precision: str, texts: Sequence[str], folder: Path, *, group: int = GROUP
+    network: Network, engine: str, precision: str, examples: Sequence[Example], folder: Path, *, group: int = GROUP
 ) -> dict[str, Any]:
     """Write a network for an engine into its artifact and return what the record says of it.
 
     Parameters
     ----------
-    texts : sequence of str
+    examples : sequence of str or of Image
         What activations are calibrated on.
     folder : Path
         The artifact's.
     group : int
         Inputs that share a scale in ``int4``.
     """
-    path = export_quantized(network, engine, precision, texts, folder / engine, group=group)
+    path = export_quantized(network, engine, precision, examples, folder / engine, group=group)
     files = sorted(path.parent.iterdir())
     entry = {
         "precision": precision,

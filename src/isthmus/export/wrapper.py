@@ -20,6 +20,8 @@ _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "
 
 def input_names(network: Network) -> tuple[str, ...]:
     """Return the names of the inputs that the exported network takes."""
+    if network.images is not None:
+        return ("pixel_values",)
     accepted = inspect.signature(network.model.forward).parameters
     typed = "token_type_ids" in getattr(network.tokenizer, "model_input_names", ())
     names = ("input_ids", "attention_mask")
@@ -31,6 +33,15 @@ def one_output(network: Network) -> torch.nn.Module:
     import torch
 
     name = "logits" if network.pooling == "logits" else "last_hidden_state"
+
+    class OneOfImages(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            tensor: torch.Tensor = getattr(self.model(pixel_values=pixel_values), name)
+            return tensor
 
     class OneOutput(torch.nn.Module):
         def __init__(self, model: torch.nn.Module) -> None:
@@ -48,14 +59,21 @@ def one_output(network: Network) -> torch.nn.Module:
             tensor: torch.Tensor = getattr(output, name)
             return tensor
 
-    return OneOutput(network.model).eval()
+    return (OneOutput if network.images is None else OneOfImages)(network.model).eval()
 
 
 def export_program(network: Network) -> torch.export.ExportedProgram:
-    """Trace a network into a graph whose batch and length are free."""
+    """Trace a network into a graph whose batch, and the length of texts, are free."""
     import torch
 
     names = input_names(network)
+    wanted = network.images
+    if wanted is not None:
+        pixels = {names[0]: torch.zeros(2, wanted.channels, wanted.height, wanted.width)}
+        with torch.no_grad(), quiet():
+            return torch.export.export(
+                one_output(network), (), pixels, dynamic_shapes={names[0]: {0: torch.export.Dim.DYNAMIC}}
+            )
     batch, length = 2, 7
     examples = {name: torch.ones((batch, length), dtype=torch.long) for name in names}
     # Token 2, and no padding: some networks count positions from the padding token, which is 0 or 1.

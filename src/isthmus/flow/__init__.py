@@ -257,7 +257,8 @@ def compare(
     -------
     list of dict
         For each network ``name, params, bytes`` (weight files on disk), ``macs, latency_ms`` (median of a batch),
-        ``engine, batch, length, peak_bytes, metric_name, metric, ci95`` and ``relative`` (to the first network).
+        ``engine, batch, length, peak_bytes, metric_name, metric, ci95``, ``relative`` (to the first network)
+        and ``notes`` on what was done to the task's data.
 
     Raises
     ------

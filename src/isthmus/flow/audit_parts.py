@@ -141,7 +141,7 @@ def _transfer_set(network: Network, task: Task, seed: int) -> TransferSet:
     encoder, rng, held = encoder_of(network), np.random.default_rng([seed, 7]), task.held_out
     if task.kind == "classify" and task.labelled:
         train = _some(task.labelled, rng)
-        test = _some(tuple(zip(held.texts, held.labels, strict=True)), rng)
+        test = _some(tuple(zip(held.examples, held.labels, strict=True)), rng)
         return TransferSet(
             task.name,
             features_of(encoder, [text for text, _ in train]),

@@ -31,6 +31,7 @@ from isthmus.audit.selective import measure_selective
 from isthmus.audit.slices import Column, slices_of
 from isthmus.audit.textcolumns import text_columns, word_columns
 from isthmus.errors import BadInput, unknown
+from isthmus.examples import texts_of
 from isthmus.flow import record as records
 from isthmus.flow.audit_parts import Population, measure_corruptions, measure_positions, read_transfer
 from isthmus.flow.verifying import bytes_on_disk, check_labels
@@ -204,7 +205,7 @@ def _slices(
     _, warnings = slices_of(columns, count)
     found.warnings += warnings
     # What these texts have none of makes no slice; of columns that nobody asked for that goes without saying.
-    columns += text_columns(reading.texts, reading.task.train)
+    columns += text_columns(reading.texts, texts_of(reading.task.train, "audit"))
     shown, _ = slices_of(columns, count)
     searched, _ = slices_of([*columns, *word_columns(reading.texts)], count)
     found.fields["damage"] = measure_damage(before.losses, after.losses, shown, seed=seed)

@@ -18,6 +18,7 @@ from isthmus.bottlenecks.registry import coder as coder_named
 from isthmus.cost.predict import coded_bytes_rate, kept_counts, narrowed_names, predicted_shapes
 from isthmus.cost.rates import Rate, Term
 from isthmus.errors import UnreachableBudget
+from isthmus.examples import Example
 from isthmus.flow.planning import Relevances, allocate_lasting
 from isthmus.flow.study import Study
 from isthmus.network import Network
@@ -47,11 +48,17 @@ Shape = tuple[int, int]
 
 
 def statistics_of(
-    probe: Probe, names: Sequence[str], coders: Sequence[Coder], texts: Sequence[str], *, seed: int, progress: Progress
+    probe: Probe,
+    names: Sequence[str],
+    coders: Sequence[Coder],
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, MatrixStatistics]:
     """Collect what the coders look at, in one pass each."""
     needs = frozenset[str]().union(*(one.needs for one in coders))
-    sensitivity = collect_sensitivity(probe, names, texts, seed=seed, progress=progress)
+    sensitivity = collect_sensitivity(probe, names, examples, seed=seed, progress=progress)
     moments = collect_moments(probe, names) if "moments" in needs else {}
     return {name: MatrixStatistics(sensitivity[name], moments.get(name)) for name in names}
 
@@ -61,16 +68,16 @@ def student_statistics(
 ) -> dict[str, MatrixStatistics]:
     """Collect what the coders of a plan look at, on the narrowed network itself."""
     coders = [coder_named(name) for name in dict.fromkeys(coding.coder for coding in codings)]
-    probe = make_probe(student, [text for group in study.probe.texts for text in group])
+    probe = make_probe(student, [example for group in study.probe.examples for example in group])
     names = [coding.parameter for coding in codings]
-    return statistics_of(probe, names, coders, study.texts, seed=study.seed, progress=progress)
+    return statistics_of(probe, names, coders, study.examples, seed=study.seed, progress=progress)
 
 
 def curves_of(study: Study, coders: Sequence[str], progress: Progress = silent) -> Curves:
     """Measure what coding each matrix of the original saves and loses."""
     made = [coder_named(name) for name in coders]
     names = coded_matrices(study.network.model)
-    statistics = statistics_of(study.probe, names, made, study.texts, seed=study.seed, progress=progress)
+    statistics = statistics_of(study.probe, names, made, study.examples, seed=study.seed, progress=progress)
     return measure_curves(study.probe, statistics, made, seed=study.seed, progress=progress)
 
 

@@ -13,7 +13,8 @@ from isthmus.allocation.floor import smallest
 from isthmus.allocation.problem import Problem
 from isthmus.allocation.reach import smallest_rates
 from isthmus.budget import parse_budget
-from isthmus.flow.efforts import recipe_for
+from isthmus.examples import Example
+from isthmus.flow.efforts import convolutional, recipe_for
 from isthmus.flow.planning import Planned, flat_relevance, kept_of, make_plan
 from isthmus.flow.solving import solve
 from isthmus.flow.study import Study, cut, original_rates, rates_for
@@ -23,6 +24,7 @@ from isthmus.progress import Progress, silent
 from isthmus.recovery.train import recover
 from isthmus.relevance.calibrate import vocabulary_relevance
 from isthmus.tasks import HeldOut, Task, evaluate
+from isthmus.tasks.task import LIKENESS
 
 SEARCH_STEPS = 200
 """Recovery steps of one trial: enough to rank shares; the full recovery that follows only does better."""
@@ -37,14 +39,15 @@ def search_floor(study: Study, floor: float, *, method: str, progress: Progress 
     UnreachableBudget
         If no share that was tried holds it.
     """
-    validation, texts = _validation(study)
-    searched = replace(study, texts=tuple(texts))
+    validation, examples = _validation(study)
+    searched = replace(study, examples=tuple(examples))
     rates = rates_for(study, ["params"])
     original = original_rates(study, rates)
     flat = flat_relevance(study)
     least = smallest_rates(Problem(study.sites, flat, rates, {"params": original["params"]}, original))["params"]
-    vocabulary = vocabulary_relevance(study.probe, study.sites, texts)
-    reference = embed(study.network, validation.held_out.texts, batch_size=64) if validation.kind == "text" else None
+    vocabulary = vocabulary_relevance(study.probe, study.sites, examples)
+    likened = validation.metric_name == LIKENESS
+    reference = embed(study.network, validation.held_out.examples, batch_size=64) if likened else None
     logits = study.network.pooling == "logits"
     base = evaluate(_embedder(study.network), validation, logits=logits, seed=study.seed).value
     tried: dict[float, Planned] = {}
@@ -56,11 +59,13 @@ def search_floor(study: Study, floor: float, *, method: str, progress: Progress 
         kept = kept_of(planned.plan)
         student = cut(searched, kept)
         solved = solve(searched, student, kept, progress)
-        recipe = recipe_for("faster", share, classifier=logits, solved=solved is not None)
+        recipe = recipe_for(
+            "faster", share, classifier=logits, solved=solved is not None, convolutional=convolutional(student)
+        )
         recovered = recover(
             solved or student,
             study.network,
-            searched.texts,
+            searched.examples,
             replace(recipe, steps=SEARCH_STEPS, evaluate_every=0),
             kept=kept,
             seed=study.seed,
@@ -78,14 +83,14 @@ def search_floor(study: Study, floor: float, *, method: str, progress: Progress 
 
 
 def _embedder(network: Network) -> Any:
-    def run(texts: Sequence[str]) -> Any:
-        return embed(network, texts, batch_size=64)
+    def run(examples: Sequence[Example]) -> Any:
+        return embed(network, examples, batch_size=64)
 
     return run
 
 
-def _validation(study: Study) -> tuple[Task, list[str]]:
-    """Take labelled rows (or texts) out of what recovery trains on, and return the rest of the texts."""
+def _validation(study: Study) -> tuple[Task, list[Example]]:
+    """Take labelled rows (or examples) out of what recovery trains on, and return the rest of the examples."""
     task = study.task
     if task.pairs:
         rows = task.pairs[:: max(1, len(task.pairs) // VALIDATION_ROWS)][:VALIDATION_ROWS]
@@ -95,12 +100,12 @@ def _validation(study: Study) -> tuple[Task, list[str]]:
     elif task.labelled:
         count = min(VALIDATION_ROWS, len(task.labelled) // 4)
         rows_ = task.labelled[:count]
-        held = HeldOut(texts=tuple(text for text, _ in rows_), labels=tuple(label for _, label in rows_))
+        held = HeldOut(examples=tuple(text for text, _ in rows_), labels=tuple(label for _, label in rows_))
         rest = replace(task, held_out=held, labelled=task.labelled[count:])
     else:
-        passages = tuple(text for group in study.probe.texts for text in group)
-        held = HeldOut(texts=passages)
+        passages = tuple(text for group in study.probe.examples for text in group)
+        held = HeldOut(examples=passages)
         rest = replace(task, held_out=held)
     seen = set(held.passages)
-    texts = [text for text in study.texts if text not in seen]
-    return rest, texts if len(texts) > 10 else list(study.texts)
+    examples = [example for example in study.examples if example not in seen]
+    return rest, examples if len(examples) > 10 else list(study.examples)

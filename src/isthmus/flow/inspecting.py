@@ -38,7 +38,7 @@ def inspect_network(
         savings=[
             Saving(currency="params", original=original["params"]),
             Saving(currency="bytes", unit="B", original=original["bytes"]),
-            Saving(currency="macs", original=original["macs"], note=f"one text of {study.length} tokens"),
+            Saving(currency="macs", original=original["macs"], note=study.one),
         ],
         quality=Quality(metric_name=metric.name, original=metric.value, ci95_original=metric.ci95),
         sites=records.site_rows(study, relevance),
@@ -53,6 +53,7 @@ def inspect_network(
             for measure in MEASURES
         ],
         curves=[Curve(name=c.name, unit=c.unit, points=list(c.points)) for c in relevance.curves],
+        warnings=list(study.notes),
         record={
             "method": method,
             "seed": seed,

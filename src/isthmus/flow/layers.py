@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.audit.corruptions import corrupt_texts
+from isthmus.examples import Example, texts_of
 from isthmus.flow.study import Study
 from isthmus.information.geometry import curvature, intrinsic_dimension
 from isthmus.information.invariance import dime, info_nce, lidar
 from isthmus.information.spectra import anisotropy, coding_rate, effective_rank, matrix_entropy
-from isthmus.network import Network, tokenize
+from isthmus.network import Network, encode
+from isthmus.pixels import moved, random_moves
 from isthmus.progress import Progress, silent
 from isthmus.recovery.watch import sites_of, watching
 from isthmus.relevance.probe import Probe
 from isthmus.sites import LAYERS
 
 VIEWS, VIEWED = 4, 256
-"""Disturbed copies of a text, and of how many texts."""
+"""Disturbed copies of an example, and of how many: texts are misspelt, images shifted and mirrored."""
 DISTURBED, STRENGTH = "typos", 0.3
 EMBEDDINGS = "embeddings"
 
@@ -40,25 +42,25 @@ class Measure:
     meaning: str
 
 
-TEXTS: dict[Measure, Callable[[Vectors], float | None]] = {
-    Measure("matrix entropy", "nats", "how evenly texts spread over directions"): matrix_entropy,
-    Measure("effective rank", "directions", "how many directions texts spread over"): effective_rank,
-    Measure("intrinsic dimension", "dimensions", "how many a text's neighbourhood fills"): intrinsic_dimension,
+EXAMPLES: dict[Measure, Callable[[Vectors], float | None]] = {
+    Measure("matrix entropy", "nats", "how evenly examples spread over directions"): matrix_entropy,
+    Measure("effective rank", "directions", "how many directions examples spread over"): effective_rank,
+    Measure("intrinsic dimension", "dimensions", "how many an example's neighbourhood fills"): intrinsic_dimension,
     Measure("anisotropy", "share", "of the variance along one direction"): anisotropy,
-    Measure("coding rate", "nats", "to say a text's direction up to half its length"): lambda texts: coding_rate(
-        texts / np.linalg.norm(texts, axis=1, keepdims=True).clip(min=1e-12)
+    Measure("coding rate", "nats", "to say an example's direction up to half its length"): lambda rows: coding_rate(
+        rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-12)
     ),
 }
-"""Of one vector a text: the mean over its tokens."""
+"""Of one vector an example: the mean over its tokens."""
 TOKENS: dict[Measure, Callable[[Vectors], float | None]] = {
-    Measure("prompt entropy", "nats", "how evenly a text's tokens spread over directions"): matrix_entropy,
+    Measure("prompt entropy", "nats", "how evenly an example's tokens spread over directions"): matrix_entropy,
     Measure("curvature", "radians", "how much the path bends from token to token"): curvature,
 }
-"""Of the tokens of one text; the mean over texts."""
-INFO_NCE = Measure("InfoNCE", "nats", "that a text and a misspelt copy share, at least")
+"""Of the tokens of one example; the mean over examples."""
+INFO_NCE = Measure("InfoNCE", "nats", "that an example and a disturbed copy share, at least")
 DIME = Measure("DiME", "nats", "by which copies that belong together are the more alike")
-LIDAR = Measure("LiDAR", "directions", "that tell texts apart beyond misspelling")
-MEASURES = (*TEXTS, *TOKENS, INFO_NCE, DIME, LIDAR)
+LIDAR = Measure("LiDAR", "directions", "that tell examples apart beyond disturbing them")
+MEASURES = (*EXAMPLES, *TOKENS, INFO_NCE, DIME, LIDAR)
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def measure_layers(study: Study, progress: Progress = silent) -> tuple[Layer, ..
     """Measure what enters the first layer and what leaves each one, on the study's probe.
 
     Spectra and geometry are those of Skean et al. 2025 (arXiv 2502.02013) and Razzhigaev et al. 2024 (arXiv
-    2311.05928); a text's vector is the mean over its tokens, whatever the network's own pooling. For invariance some
-    texts are run again, misspelt in several ways.
+    2311.05928); an example's vector is the mean over its tokens, whatever the network's own pooling. For invariance
+    some are run again, disturbed in several ways.
 
     Returns
     -------
@@ -114,14 +116,14 @@ def measure_layers(study: Study, progress: Progress = silent) -> tuple[Layer, ..
 
 @dataclass
 class _Gathered:
-    """One layer's vectors, shape ``(texts, width)``, and what was measured on the tokens of each text."""
+    """One layer's vectors, shape ``(examples, width)``, and what was measured on the tokens of each example."""
 
     vectors: Any
     tokens: dict[str, list[float]]
 
 
 def _measure(whole: _Gathered, views: Sequence[Vectors], seed: int) -> dict[str, float | None]:
-    found: dict[str, float | None] = {measure.name: how(whole.vectors) for measure, how in TEXTS.items()}
+    found: dict[str, float | None] = {measure.name: how(whole.vectors) for measure, how in EXAMPLES.items()}
     for measure in TOKENS:
         values = whole.tokens[measure.name]
         found[measure.name] = float(np.mean(values)) if values else None
@@ -133,13 +135,22 @@ def _measure(whole: _Gathered, views: Sequence[Vectors], seed: int) -> dict[str,
 
 
 def _views(probe: Probe, seed: int) -> list[list[dict[str, Tensor]]]:
-    """Return batches of disturbed texts, the same texts in the same order in each view."""
-    texts = [text for group in probe.texts for text in group]
-    chosen = texts[:: max(1, len(texts) // VIEWED)][:VIEWED]
+    """Return batches of disturbed examples, the same ones in the same order in each view."""
+    examples = [example for group in probe.examples for example in group]
+    chosen = examples[:: max(1, len(examples) // VIEWED)][:VIEWED]
+    return [_disturbed(probe.network, chosen, seed + view) for view in range(VIEWS)]
+
+
+def _disturbed(network: Network, examples: Sequence[Example], seed: int) -> list[dict[str, Tensor]]:
+    if network.images is None:
+        copies = corrupt_texts(texts_of(examples, "layers"), DISTURBED, STRENGTH, seed)
+        return [encode(network, copies[start : start + 64]) for start in range(0, len(copies), 64)]
+    moves = random_moves(network.images, len(examples), (seed,))
     found = []
-    for view in range(VIEWS):
-        copies = corrupt_texts(chosen, DISTURBED, STRENGTH, seed + view)
-        found.append([tokenize(probe.network, copies[start : start + 64]) for start in range(0, len(copies), 64)])
+    for start in range(0, len(examples), 64):
+        inputs = encode(network, examples[start : start + 64])
+        moving = moves[start : start + 64]
+        found.append({name: moved(pixels, moving, network.images) for name, pixels in inputs.items()})
     return found
 
 
@@ -154,13 +165,15 @@ def _run(
     """Return what enters the first layer and what leaves each, gathered over batches."""
     gathered = [_Gathered([], {measure.name: [] for measure in TOKENS}) for _ in range(len(paths) + 1)]
     for inputs in batches:
-        mask = inputs["attention_mask"].bool()
         with torch.inference_mode(), entering(network.model, paths[0]) as entered:
             with watching(network.model, paths) as left:
                 network.model(**inputs)
             states = [entered[0], *(left[path] for path in paths)]
         for one, state in zip(gathered, states, strict=True):
-            _gather(one, state.float(), mask, tokenwise=tokenwise)
+            # Of a map (batch, width, height, width of the map) every place is a token.
+            tokens = (state if state.dim() == 3 else state.flatten(2).transpose(1, 2)).float()
+            mask = inputs.get("attention_mask", torch.ones(tokens.shape[:2]))
+            _gather(one, tokens, mask.bool(), tokenwise=tokenwise)
         advance()
     for one in gathered:
         one.vectors = np.concatenate(one.vectors)

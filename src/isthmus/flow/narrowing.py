@@ -205,7 +205,7 @@ def _finish(
     save_artifact(done.network, folder, made)
     if plan.precision != FLOAT:
         progress("export", 0, 1, f"{order.engine}, {plan.precision}")
-        made["exports"] = save_export(open_network(folder), order.engine, plan.precision, study.texts, folder)
+        made["exports"] = save_export(open_network(folder), order.engine, plan.precision, study.examples, folder)
         update_record(folder, {"exports": made["exports"]})
         progress("export", 1, 1)
     opened = replace(open_network(folder), name=f"{study.network.name} {plan.budget}")

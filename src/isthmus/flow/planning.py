@@ -73,7 +73,7 @@ def estimate(
     estimator = get(method)
     if vocabulary is None:
         progress("vocabulary", 0, 1)
-        vocabulary = vocabulary_relevance(study.probe, study.sites, study.texts)
+        vocabulary = vocabulary_relevance(study.probe, study.sites, study.examples)
         progress("vocabulary", 1, 1)
     if budget is None and estimator.trains:
         rates = rates_for(study, ["params"])
@@ -83,7 +83,7 @@ def estimate(
     calibration = Calibration(
         study.network,
         study.sites,
-        study.texts,
+        study.examples,
         study.probe,
         vocabulary,
         rates_,
@@ -221,7 +221,7 @@ def time_side_by_side(study: Study, narrowed: Network, precision: str = FLOAT) -
     with tempfile.TemporaryDirectory(prefix="isthmus-latency-") as folder:
         paths, batches = {}, {}
         for name, network, own in (("original", study.network, FLOAT), ("narrowed", narrowed, precision)):
-            paths[name] = export_quantized(network, study.engine, own, study.texts, Path(folder) / name)
+            paths[name] = export_quantized(network, study.engine, own, study.examples, Path(folder) / name)
             every = held_out_batches(study, network)
             batches[name] = every[:: max(1, len(every) // 16)][:16]
         timed = time_exported(paths, batches, engine=study.engine, rounds=5)
@@ -265,7 +265,7 @@ def as_plan(
         original={**original_rates(study, plain), **original},
         predicted=predicted,
         distortion=float(sum(allocation.distortion.values())),
-        notes=tuple(notes),
+        notes=(*study.notes, *notes),
     )
 
 

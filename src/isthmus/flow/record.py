@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.cost.predict import kept_counts, macs_rate, narrowed_names, parameter_rate, predicted_shapes
+from isthmus.cost.examples import macs_of
+from isthmus.cost.predict import kept_counts, narrowed_names, parameter_rate, predicted_shapes
 from isthmus.cost.rates import Rate, presence
 from isthmus.flow.study import Study
 from isthmus.plan import Plan
@@ -74,7 +75,7 @@ def site_rows(
     """Return one row a site: what it costs, what it carries and what the plan did to it."""
     params, macs = (
         parameter_rate(study.network.model, study.sites),
-        macs_rate(study.network.model, study.sites, study.length),
+        macs_of(study.network, study.sites, study.length),
     )
     rows = []
     for site in study.sites:
@@ -135,8 +136,8 @@ def code_rows(study: Study, plan: Plan) -> list[CodeRow]:
 def savings(rows: Sequence[Mapping[str, Any]], plan: Plan, limits: Mapping[str, float]) -> list[Saving]:
     """Return what was saved in each currency, measured, beside what the plan predicted and the budget allowed."""
     original, narrowed = rows
-    where = f"{original['engine']}, batch {original['batch']}, mean length {original['length']:.0f}"
-    notes = {"latency": where, "macs": f"one text of {original['macs_length']} tokens", "peak": where}
+    where = f"{original['engine']}, batch {original['batch']}, {original['of']}"
+    notes = {"latency": where, "macs": original["macs_of"], "peak": where}
     keys = {"params": "params", "bytes": "bytes", "macs": "macs", "latency": "latency_ms", "peak": "peak_bytes"}
     return [
         Saving(
@@ -200,6 +201,7 @@ def narrow_page(
                 engine=original["engine"],
                 batch=original["batch"],
                 length=f"{original['length']:.0f}",
+                of=original["of"] if study.network.images is not None else "",
                 original_ms=original["latency_ms"],
                 narrowed_ms=narrowed["latency_ms"],
                 spread_original=tuple(original["latency_spread"]),

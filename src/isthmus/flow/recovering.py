@@ -21,7 +21,15 @@ from isthmus.flow.coding import (
     student_statistics,
     takes_any_bits,
 )
-from isthmus.flow.efforts import coding_recipe, most_steps, recipe_for, step_seconds, steps_within, with_steps
+from isthmus.flow.efforts import (
+    coding_recipe,
+    convolutional,
+    most_steps,
+    recipe_for,
+    step_seconds,
+    steps_within,
+    with_steps,
+)
 from isthmus.flow.order import Order
 from isthmus.flow.planning import Planned, kept_of
 from isthmus.flow.solving import solve
@@ -31,7 +39,7 @@ from isthmus.memory import give_back
 from isthmus.network import Network
 from isthmus.plan import Plan
 from isthmus.progress import Progress, silent
-from isthmus.recovery.batches import TextBatches
+from isthmus.recovery.drawing import draw
 from isthmus.recovery.recipe import Recipe
 from isthmus.recovery.straight import straight_through, trained_codes
 from isthmus.recovery.train import Recovered, recover
@@ -185,7 +193,7 @@ def _tuned(
     Every process of several does the same, from the same seed.
     """
     tuned = tune_codes(
-        student, codes, study.network, study.texts, rounds=ROUNDS[order.effort], seed=order.seed, progress=progress
+        student, codes, study.network, study.examples, rounds=ROUNDS[order.effort], seed=order.seed, progress=progress
     )
     if not tuned.losses or file_bytes(student, tuned.codes) > limit:
         return codes, []
@@ -214,7 +222,7 @@ def _train(
     return recover(
         student,
         study.network,
-        study.texts,
+        study.examples,
         recipe,
         kept=kept_of(plan),
         seed=order.seed,
@@ -263,7 +271,8 @@ def _recipe_stage(
     """Decide how many steps to train after the cut."""
     share = plan.predicted["params"] / plan.original["params"]
     classifier = study.network.pooling == "logits"
-    recipe = _with_labels(study, recipe_for(order.effort, share, classifier=classifier, solved=solved))
+    chosen = recipe_for(order.effort, share, classifier=classifier, solved=solved, convolutional=convolutional(student))
+    recipe = _with_labels(study, chosen)
     part = 0.5 if plan.codings else 1.0  # the rest of the time is for training on the grids of the codes
     return _timed(study, order, recipe, student, stages, "preflight", started, part, progress)
 
@@ -281,7 +290,7 @@ def _timed(
 ) -> Recipe:
     """Fit the steps into a part of the time that is left; kept as a stage, for a resumed run must decide the same."""
     if order.time is not None and not stages.done(stage):
-        batches = TextBatches(study.texts, student, study.network, size=recipe.batch, seed=order.seed)
+        batches = draw(study.examples, student, study.network, size=recipe.batch, seed=order.seed, augment=True)
         seconds = step_seconds(student, study.network, batches)
         left = part * (order.time - (clock.monotonic() - started) - VERIFY_SECONDS)
         recipe = with_steps(replace(recipe, steps=most_steps()), steps_within(seconds, left, len(batches)))

@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.budget import Budget, Currency
+from isthmus.cost.examples import macs_of, one_described
 from isthmus.cost.latency import Batch, Latency
 from isthmus.cost.latency_table import latency_table
-from isthmus.cost.predict import bytes_rate, kept_counts, macs_rate, parameter_rate
+from isthmus.cost.predict import bytes_rate, kept_counts, parameter_rate
 from isthmus.cost.rates import Rate, Term
 from isthmus.errors import unknown
+from isthmus.examples import Example
+from isthmus.export.bench import IMAGE_BATCHES
 from isthmus.export.engines import engine_batches, export_network
 from isthmus.export.timing import time_exported
+from isthmus.flow.suiting import check_suits, mean_tokens
 from isthmus.flow.verifying import bytes_on_disk
-from isthmus.network import Network, tokenize
+from isthmus.network import Network
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, make_probe
 from isthmus.sites import VOCABULARY, Site, discover, narrow_model
@@ -27,7 +31,7 @@ from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.weights import header_bytes, saved_shapes
 from isthmus.tasks import Task
 
-PROBE_TEXTS = 256
+PROBE_EXAMPLES = 256
 LATENCY_BATCH = 32
 
 
@@ -37,26 +41,34 @@ class Study:
 
     Parameters
     ----------
-    texts : tuple of str
-        Training texts less those of the probe.
+    examples : tuple of str or of Image
+        Training examples less those of the probe.
     length : int
-        Mean tokens of a held-out text: the length at which MACs are counted.
+        Mean tokens of a held-out text: the length at which MACs are counted; 1 of images.
+    notes : tuple of str
+        What was done to the task's data to suit the network.
     """
 
     network: Network
     task: Task
     sites: tuple[Site, ...]
-    texts: tuple[str, ...]
+    examples: tuple[Example, ...]
     probe: Probe
     length: int
     seed: int
     engine: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def one(self) -> str:
+        """What multiply-accumulates are counted on, in words."""
+        return one_described(self.network, self.length)
 
 
 def start_study(
     network: Network, task: Task, *, kinds: Sequence[str] | None = None, seed: int = 0, engine: str = "openvino"
 ) -> Study:
-    """Find the sites of a network and put texts aside to measure divergence on.
+    """Find the sites of a network and put examples aside to measure divergence on.
 
     Parameters
     ----------
@@ -66,18 +78,19 @@ def start_study(
     Raises
     ------
     BadInput
-        If the task has nothing to calibrate on, or the network has no site of a kind.
+        If the task has nothing to calibrate on or of another sort than the network reads, or the network has no site of
+        a kind.
     UnsupportedNetwork
         If the network's anatomy is not known.
     """
+    notes = check_suits(network, task)
     sites = _of_kinds(discover(network), kinds, network.name)
-    texts = list(task.require_train())
-    random.Random(seed).shuffle(texts)
-    count = min(PROBE_TEXTS, max(len(texts) // 4, 2))
-    held = task.held_out.passages[:512]
-    tokens = int(tokenize(network, held)["attention_mask"].sum())
-    probe = make_probe(network, texts[:count])
-    return Study(network, task, sites, tuple(texts[count:]), probe, max(round(tokens / len(held)), 1), seed, engine)
+    examples = list(task.require_train())
+    random.Random(seed).shuffle(examples)
+    count = min(PROBE_EXAMPLES, max(len(examples) // 4, 2))
+    length = mean_tokens(network, task.held_out.passages[:512])
+    probe = make_probe(network, examples[:count])
+    return Study(network, task, sites, tuple(examples[count:]), probe, length, seed, engine, notes)
 
 
 def _of_kinds(sites: tuple[Site, ...], kinds: Sequence[str] | None, name: str) -> tuple[Site, ...]:
@@ -97,8 +110,11 @@ def cache_folder() -> Path:
 
 
 def held_out_batches(study: Study, network: Network) -> list[Mapping[str, np.ndarray]]:
-    """Return real sentences in batches, as the latency of a network is measured on them."""
-    return engine_batches(network, study.task.held_out.passages, LATENCY_BATCH)
+    """Return real examples in batches, as the latency of a network is measured on them."""
+    examples = study.task.held_out.passages
+    if network.images is not None:  # one batch is like another
+        examples = examples[: IMAGE_BATCHES * LATENCY_BATCH]
+    return engine_batches(network, examples, LATENCY_BATCH)
 
 
 def rates_for(study: Study, currencies: Sequence[Currency], progress: Progress = silent) -> dict[str, Rate]:
@@ -113,7 +129,7 @@ def rates_for(study: Study, currencies: Sequence[Currency], progress: Progress =
             header = Term(float(header_bytes(saved_shapes(model))))
             rates[currency] = Rate("bytes", (*bytes_rate(model, sites).terms, header))
         elif currency == "macs":
-            rates[currency] = macs_rate(model, sites, study.length)
+            rates[currency] = macs_of(study.network, sites, study.length)
         else:
             rates[currency] = _latency_rate(study, progress)
     return rates

@@ -11,14 +11,17 @@ import numpy as np
 
 from isthmus.budget import Budget
 from isthmus.errors import BadInput, UnreachableBudget
+from isthmus.examples import Example, shown
 from isthmus.export.bench import bench_networks
 from isthmus.export.engines import load_runner, runner_embed
 from isthmus.export.quantized import FLOAT
 from isthmus.export.saved import exported, precision_of
+from isthmus.flow.suiting import check_suits
 from isthmus.network import Network, embed
 from isthmus.progress import Progress, silent
 from isthmus.storage.weights import predicted_bytes, saved_shapes, weight_bytes
 from isthmus.tasks import Metric, Task, evaluate
+from isthmus.tasks.task import LIKENESS
 
 
 def measure_quality(
@@ -52,22 +55,22 @@ def measure_quality(
         if logits:
             check_labels(network, task)
         metrics.append(evaluate(run, task, reference, logits=logits, seed=seed))
-        if number == 0 and task.kind == "text" and len(networks) > 1:
-            reference = run(task.held_out.texts)
+        if number == 0 and task.metric_name == LIKENESS and len(networks) > 1:
+            reference = run(task.held_out.examples)
     progress("quality", len(networks), len(networks))
     return metrics
 
 
-def _embedder(network: Network, engine: str | None) -> Callable[[Sequence[str]], Any]:
+def _embedder(network: Network, engine: str | None) -> Callable[[Sequence[Example]], Any]:
     if engine is None or precision_of(network, engine) == FLOAT:
-        return lambda texts: embed(network, texts, batch_size=64)
+        return lambda examples: embed(network, examples, batch_size=64)
     return runner_embed(network, load_runner(engine, exported(network, engine, "")))
 
 
 def check_labels(network: Network, task: Task) -> None:
     """Refuse a classifier whose classes stand in another order than the task's: its score would mean nothing."""
     names = getattr(network.model.config, "id2label", None)
-    if task.kind != "classify" or not names:
+    if not task.label_names or not names:
         return
     own = [str(names[index]) for index in range(len(names))]
     placeholders = all(name.startswith("LABEL_") for name in own)
@@ -93,15 +96,17 @@ def compare_networks(
     -------
     list of dict
         For each network ``name, params, bytes, macs, latency_ms, engine, batch, length, peak_bytes, metric_name,
-        metric, ci95, relative``.
+        metric, ci95, relative``, and ``notes`` on what was done to the task's data.
     """
     names = [network.name for network in networks]
+    notes = [check_suits(network, task) for network in networks]
     if len(set(names)) != len(names):
         raise BadInput(f"compare: two networks are called {max(names, key=names.count)}; give different folders")
     rows = bench_networks(networks, task.held_out.passages, engine=engine, macs_length=macs_length, progress=progress)
     metrics = measure_quality(networks, task, engine=engine, seed=seed, progress=progress)
     first = metrics[0].value
-    for row, network, metric in zip(rows, networks, metrics, strict=True):
+    for row, network, metric, own in zip(rows, networks, metrics, notes, strict=True):
+        row["notes"] = list(own)
         row["bytes"] = bytes_on_disk(network)
         row["metric_name"], row["metric"], row["ci95"] = metric.name, metric.value, list(metric.ci95)
         row["relative"] = metric.value / first if first else float("nan")
@@ -154,22 +159,24 @@ def changed_most(original: Network, narrowed: Network, task: Task, count: int = 
     Returns
     -------
     list of dict
-        ``text, text2, original, narrowed, label``: cosine similarities of a pair, or the probability of the true
-        class for a classifier.
+        ``text, text2`` (of images their names), ``original, narrowed, label``: cosine similarities of a pair, or the
+        probability of the true class for a classifier.
     """
     held = task.held_out
+    left: Sequence[Example]
+    right: Sequence[Example] | None
     if original.pooling == "logits" and held.labels:
-        before, after = (_probability(network, held.texts, held.labels) for network in (original, narrowed))
-        left, right, truth = held.texts, None, [1.0] * len(held.texts)
+        before, after = (_probability(network, held.examples, held.labels) for network in (original, narrowed))
+        left, right, truth = held.examples, None, [1.0] * len(held.examples)
     else:
-        left, right = (held.left, held.right) if held.left else _neighbours(held.texts)
+        left, right = (held.left, held.right) if held.left else _neighbours(held.examples)
         before, after = (_cosines(network, left, right) for network in (original, narrowed))
         truth = list(held.scores) if held.left else [None] * len(left)  # type: ignore[list-item]
     order = np.argsort(-np.abs(before - after))[:count]
     return [
         {
-            "text": left[index],
-            "text2": None if right is None else right[index],
+            "text": shown(left[index]),
+            "text2": None if right is None else shown(right[index]),
             "original": float(before[index]),
             "narrowed": float(after[index]),
             "label": truth[index],
@@ -178,23 +185,23 @@ def changed_most(original: Network, narrowed: Network, task: Task, count: int = 
     ]
 
 
-def _neighbours(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _neighbours(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Pair each passage with a following one: passages of one source stand together."""
-    chosen = texts[:1000]
+    chosen = examples[:1000]
     return tuple(chosen[:-1]), tuple(chosen[1:])
 
 
-def _cosines(network: Network, left: Sequence[str], right: Sequence[str] | None) -> np.ndarray[Any, Any]:
-    # A neighbour is on the left of one pair and on the right of the next: every text is embedded once.
-    place = {text: row for row, text in enumerate(dict.fromkeys((*left, *(right or ()))))}
+def _cosines(network: Network, left: Sequence[Example], right: Sequence[Example] | None) -> np.ndarray[Any, Any]:
+    # A neighbour is on the left of one pair and on the right of the next: every example is embedded once.
+    place = {example: row for row, example in enumerate(dict.fromkeys((*left, *(right or ()))))}
     vectors = embed(network, list(place), batch_size=64)
-    first, second = (vectors[[place[text] for text in side]] for side in (left, right or ()))
+    first, second = (vectors[[place[example] for example in side]] for side in (left, right or ()))
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return np.asarray((first * second).sum(1) / np.maximum(norms, 1e-12))
 
 
-def _probability(network: Network, texts: Sequence[str], labels: Sequence[int]) -> np.ndarray[Any, Any]:
-    logits = embed(network, texts, batch_size=64).astype(float)
+def _probability(network: Network, examples: Sequence[Example], labels: Sequence[int]) -> np.ndarray[Any, Any]:
+    logits = embed(network, examples, batch_size=64).astype(float)
     logits -= logits.max(1, keepdims=True)
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     return np.asarray(shares[np.arange(len(labels)), np.asarray(labels)])

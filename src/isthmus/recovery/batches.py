@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import BadInput
+from isthmus.examples import Example, texts_of
 from isthmus.network import Network
 
 MULTIPLE = 8
@@ -23,8 +24,9 @@ class Batch:
     """One micro-batch as the student and the teacher see it.
 
     ``student`` and ``teacher`` hold ``input_ids`` and ``attention_mask`` of shape ``(batch, tokens)``, each with its
-    own count of tokens; ``aligned`` (``(batch,)``, bool) says for which texts both have the same tokens; ``index``
-    (``(batch,)``) says which texts they are. ``weight`` is the share of this micro-batch in its step.
+    own count of tokens, or the same ``pixel_values``; ``aligned`` (``(batch,)``, bool) says for which examples both
+    have the same tokens; ``index`` (``(batch,)``) says which examples they are. ``weight`` is the share of this
+    micro-batch in its step.
     """
 
     student: dict[str, Tensor]
@@ -58,7 +60,7 @@ class TextBatches:
 
     def __init__(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Example],
         student: Network,
         teacher: Network,
         *,
@@ -68,6 +70,7 @@ class TextBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        texts = texts_of(texts, "recovery")
         self.size = min(size, len(texts))
         if self.size < world:
             raise BadInput(f"recovery: {self.size} texts in a step for {world} processes; give more texts")
@@ -88,6 +91,16 @@ class TextBatches:
 
     def __len__(self) -> int:
         return max(1, len(self.student_ids) // self.size)
+
+    @property
+    def count(self) -> int:
+        """How many texts there are."""
+        return len(self.student_ids)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a text is the same at every step."""
+        return True
 
     def step(self, step: int) -> list[Batch]:
         """Return this process's micro-batches of optimizer step ``step``; over all processes, weights average 1."""

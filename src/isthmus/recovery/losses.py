@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isthmus.errors import BadInput
 from isthmus.network import Network, low_precision
 from isthmus.recovery.batches import Batch, Labelled
 from isthmus.recovery.recipe import Recipe, uses_bf16
@@ -40,7 +41,7 @@ def output_loss(student: Tensor, teacher: Tensor, projection: Tensor | None) -> 
 
 def hidden_loss(student: Seen, teacher: Seen, aligned: Tensor, projection: Tensor | None) -> Tensor:
     """Return the mean, over layers and tokens of aligned texts, of one minus the cosine between token states."""
-    rows, mask = _aligned(student, aligned)
+    rows, mask = _aligned(student, aligned, student.hidden[0])
     if not len(rows):
         return student.pooled.new_zeros(())
     tokens = mask.shape[1]
@@ -57,8 +58,10 @@ def attention_loss(student: Seen, teacher: Seen, aligned: Tensor) -> Tensor:
     For vectors ``V`` of shape ``(tokens, width)``, all heads side by side, the relations are
     ``softmax(V V^T / sqrt(width))``; as they do not know the width, they compare networks with different heads.
     """
-    rows, mask = _aligned(student, aligned)
-    if not len(rows) or student.projected is None or teacher.projected is None:
+    if student.projected is None or teacher.projected is None:
+        return student.pooled.new_zeros(())
+    rows, mask = _aligned(student, aligned, student.projected)
+    if not len(rows):
         return student.pooled.new_zeros(())
     tokens = mask.shape[1]
     ours = _relations(student.projected[rows, :tokens], mask)
@@ -66,10 +69,11 @@ def attention_loss(student: Seen, teacher: Seen, aligned: Tensor) -> Tensor:
     return F.kl_div(ours[mask], theirs[mask], reduction="batchmean", log_target=True)
 
 
-def _aligned(student: Seen, aligned: Tensor) -> tuple[Tensor, Tensor]:
+def _aligned(student: Seen, aligned: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
     """Return the aligned rows and their mask, cut to the longest of them: both sides have that many tokens."""
     rows = aligned.nonzero()[:, 0]
-    mask = student.mask[rows].bool()
+    whole = torch.ones(states.shape[:2], dtype=torch.bool) if student.mask is None else student.mask
+    mask = whole[rows].bool()
     longest = int(mask.sum(1).max()) if len(rows) else 0
     return rows, mask[:, :longest]
 
@@ -115,14 +119,17 @@ class Learner(nn.Module):
         self.bf16 = uses_bf16(recipe.precision)
         ours, theirs = sites_of(student), sites_of(teacher)
         kept = kept or {}
-        width, original = width_of(ours), width_of(theirs)
         self.projection: Tensor | None = None
-        if width != original:
-            self.projection = nn.Parameter(selection(kept.get(WIDTH, range(width)), original))
-        depth = ours[LAYERS].units
-        layers = list(kept.get(LAYERS, range(theirs[LAYERS].units)))[:depth]
+        if WIDTH in ours and WIDTH in theirs:
+            width, original = width_of(ours), width_of(theirs)
+            if width != original:
+                self.projection = nn.Parameter(selection(kept.get(WIDTH, range(width)), original))
         self.watched, self.teacher_watched = Watched(), Watched()
         if recipe.tokenwise:
+            if LAYERS not in ours or LAYERS not in theirs:
+                raise BadInput(f"recovery: network {student.name} has no layers to compare; set hidden=0, attention=0")
+            depth = ours[LAYERS].units
+            layers = list(kept.get(LAYERS, range(theirs[LAYERS].units)))[:depth]
             self.watched = _watched(recipe, ours, list(range(depth)))
             self.teacher_watched = _watched(recipe, theirs, layers)
 
@@ -141,7 +148,7 @@ class Learner(nn.Module):
     def _distilled(self, seen: Seen, target: Seen, aligned: Tensor) -> Tensor:
         recipe, pooling = self.recipe, self.network.pooling
         loss = 0 * seen.pooled.float().sum()  # a gradient of zero where no weight applies
-        if recipe.output and pooling != "logits":
+        if recipe.output and pooling != "logits" and self._comparable(seen.pooled, target.pooled):
             loss = loss + recipe.output * output_loss(seen.pooled, target.pooled, self.projection)
         if recipe.relation:
             loss = loss + recipe.relation * divergence(seen.pooled, target.pooled, pooling)
@@ -150,6 +157,10 @@ class Learner(nn.Module):
         if recipe.attention:
             loss = loss + recipe.attention * attention_loss(seen, target, aligned)
         return loss
+
+    def _comparable(self, ours: Tensor, theirs: Tensor) -> bool:
+        """Return whether outputs have one width: without a stream they may not, and there is no projection then."""
+        return ours.shape[-1] == theirs.shape[-1] or self.projection is not None
 
     def _labelled(self, pooled: Tensor, target: Tensor) -> Tensor:
         if self.network.pooling == "logits":

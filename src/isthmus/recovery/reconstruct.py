@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import IsthmusError
+from isthmus.examples import Example
 from isthmus.network import Network
 from isthmus.progress import Progress, silent
-from isthmus.recovery.batches import Batch, TextBatches
+from isthmus.recovery.batches import Batch
+from isthmus.recovery.drawing import draw
 from isthmus.sites import LAYERS, WIDTH, Site
 
 
@@ -42,7 +44,7 @@ def reconstruct(
     teacher: Network,
     sites: Sequence[Site],
     kept: Mapping[str, Sequence[int]],
-    texts: Sequence[str],
+    examples: Sequence[Example],
     *,
     ridge: float = 0.5,
     progress: Progress = silent,
@@ -67,7 +69,7 @@ def reconstruct(
         The sites of the original.
     kept : mapping of str to sequence of int
         The units that the student kept at each site.
-    texts : sequence of str
+    examples : sequence of str or of Image
         A few hundred. Only those with the same tokens in both networks count.
     ridge : float
         How strongly the projections are held where they are.
@@ -80,18 +82,21 @@ def reconstruct(
     Raises
     ------
     IsthmusError
-        If no text has the same tokens in both networks, or the solution is not finite.
+        If the network has no list of layers on one residual stream, no example has the same tokens in both networks,
+        or the solution is not finite.
     """
     by_name = {site.name: site for site in sites}
+    if LAYERS not in by_name or WIDTH not in by_name:
+        raise IsthmusError(f"reconstruction: network {teacher.name} has no layers on one residual stream")
     layers = by_name[LAYERS]
     stack, ours = teacher.model.get_submodule(layers.module), student.model.get_submodule(layers.module)
-    assert isinstance(stack, nn.ModuleList)
-    assert isinstance(ours, nn.ModuleList)
+    if not (isinstance(stack, nn.ModuleList) and isinstance(ours, nn.ModuleList)):
+        raise IsthmusError(f"reconstruction: network {teacher.name} has no list of layers")
     keep = list(kept.get(LAYERS, range(layers.units)))
     rows = torch.as_tensor(list(kept.get(WIDTH, range(by_name[WIDTH].units))), dtype=torch.long)
     # Not inference mode: tensors made there could not be trained on afterwards.
     with torch.no_grad():
-        passages = _passages(student, teacher, ours, stack, texts)
+        passages = _passages(student, teacher, ours, stack, examples)
         for index, layer in enumerate(stack):
             paths = _projections(sites, f"{layers.module}.{index}.")
             if index in keep:
@@ -118,17 +123,20 @@ def _projections(sites: Sequence[Site], prefix: str) -> list[str]:
 
 
 def _passages(
-    student: Network, teacher: Network, ours: nn.ModuleList, stack: nn.ModuleList, texts: Sequence[str]
+    student: Network, teacher: Network, ours: nn.ModuleList, stack: nn.ModuleList, examples: Sequence[Example]
 ) -> list[_Passage]:
     """Run both models once to see how they call their layers."""
     passages = []
-    for batch in TextBatches(texts, student, teacher).once():
+    for batch in draw(examples, student, teacher).once():
         inputs = _aligned(batch)
         if inputs is None:
             continue
         stream, calls = _calls(student.model, ours, inputs[0])
         original, original_calls = _calls(teacher.model, stack, inputs[1])
-        passages.append(_Passage(stream, original, calls, original_calls, inputs[0]["attention_mask"].bool()))
+        if stream.dim() != 3:
+            raise IsthmusError(f"reconstruction: network {teacher.name} has no stream of tokens")
+        mask = inputs[0].get("attention_mask", torch.ones(stream.shape[:2]))
+        passages.append(_Passage(stream, original, calls, original_calls, mask.bool()))
     if not passages:
         raise IsthmusError("reconstruction: no text has the same tokens in both networks; give more texts")
     return passages
@@ -138,6 +146,8 @@ def _aligned(batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None
     rows = batch.aligned.nonzero()[:, 0]
     if not len(rows):
         return None
+    if "attention_mask" not in batch.student:
+        return batch.student, batch.teacher
     longest = int(batch.student["attention_mask"][rows].sum(1).max())
     first, second = (
         {name: tensor[rows, :longest] for name, tensor in side.items()} for side in (batch.student, batch.teacher)

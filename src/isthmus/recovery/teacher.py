@@ -1,4 +1,4 @@
-"""The teacher in recovery: its outputs, computed once where texts come more than once, and what is held out."""
+"""The teacher in recovery: its outputs, computed once where examples come more than once, and what is held out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from isthmus.examples import Example
 from isthmus.memory import EVERY, give_back
 from isthmus.network import Network, low_precision
-from isthmus.recovery.batches import Batch, TextBatches
+from isthmus.recovery.batches import Batch
+from isthmus.recovery.drawing import Batches, draw
 from isthmus.recovery.recipe import Recipe, uses_bf16
 from isthmus.recovery.watch import Seen, Watched, see
 from isthmus.tasks.divergence import divergence
@@ -27,45 +29,45 @@ TARGET_BYTES = 256 * 2**20
 """Outputs of the teacher are remembered while they take no more than this."""
 
 
-def split_texts(texts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
-    """Return texts to train on and texts held out for the stop rule: none where they would be too few to tell."""
-    distinct = list(dict.fromkeys(texts))
+def split_examples(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """Return examples to train on and those held out for the stop rule: none where they would be too few to tell."""
+    distinct = list(dict.fromkeys(examples))
     count = min(HELD_OUT_MOST, int(len(distinct) * HELD_OUT_SHARE))
     if count < HELD_OUT_LEAST:
         return distinct, []
     held = set(random.Random(f"held out:{seed}").sample(range(len(distinct)), count))
-    trained = [text for index, text in enumerate(distinct) if index not in held]
+    trained = [example for index, example in enumerate(distinct) if index not in held]
     return trained, [distinct[index] for index in sorted(held)]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a teacher makes of texts, computed once for several recoveries.
+    """What a teacher makes of examples, computed once for several recoveries.
 
     Parameters
     ----------
-    rows : mapping of str to int
-        The row of each text.
-    table : Tensor, shape ``(texts, width)``
+    rows : mapping of str or Image to int
+        The row of each example.
+    table : Tensor, shape ``(examples, width)``
         In half precision: far below the noise of bf16 arithmetic, and half the memory.
     """
 
-    rows: Mapping[str, int]
+    rows: Mapping[Example, int]
     table: Tensor
 
-    def of(self, texts: Sequence[str]) -> Tensor:
-        """Return the rows of ``texts``, shape ``(texts, width)``."""
-        return self.table[[self.rows[text] for text in texts]]
+    def of(self, examples: Sequence[Example]) -> Tensor:
+        """Return the rows of ``examples``, shape ``(examples, width)``."""
+        return self.table[[self.rows[example] for example in examples]]
 
 
-def teacher_outputs(teacher: Network, texts: Sequence[str], recipe: Recipe) -> Outputs:
-    """Return what ``recover`` needs of a teacher for these texts, if the recipe asks for its outputs only."""
+def teacher_outputs(teacher: Network, examples: Sequence[Example], recipe: Recipe) -> Outputs:
+    """Return what ``recover`` needs of a teacher for these examples, if the recipe asks for its outputs only."""
     from accelerate import Accelerator
 
-    distinct = list(dict.fromkeys(texts))
-    batches = TextBatches(distinct, teacher, teacher, size=recipe.batch, length=recipe.length)
+    distinct = list(dict.fromkeys(examples))
+    batches = draw(distinct, teacher, teacher, size=recipe.batch, length=recipe.length)
     table = pooled_table(batches, teacher, uses_bf16(recipe.precision), Accelerator(cpu=True), "teacher")
-    return Outputs({text: row for row, text in enumerate(distinct)}, table.half())
+    return Outputs({example: row for row, example in enumerate(distinct)}, table.half())
 
 
 class Teacher:
@@ -89,22 +91,21 @@ class Teacher:
     def see(self, batch: Batch) -> Seen:
         """Return what the teacher makes of a micro-batch."""
         if self.targets is not None:
-            return Seen(self.targets[batch.index].float(), batch.teacher["attention_mask"])
+            return Seen(self.targets[batch.index].float(), batch.teacher.get("attention_mask"))
         with torch.no_grad(), low_precision(self.bf16):
             return see(self.network, batch.teacher, self.watched)
 
-    def remember(self, batches: TextBatches, steps: int, stages: StageStore | None, stage: str) -> None:
-        """Compute the outputs for all texts beforehand, if that takes less than computing them step by step.
+    def remember(self, batches: Batches, steps: int, stages: StageStore | None, stage: str) -> None:
+        """Compute the outputs for all examples beforehand, if that takes less than computing them step by step.
 
-        Which of the two is done depends on the texts and steps only, for the outputs may differ in the last bits.
+        Which of the two is done depends on the examples and steps only, for the outputs may differ in the last bits.
         """
-        texts = len(batches.student_ids)
-        if steps * batches.size <= texts:
+        if steps * batches.size <= batches.count or not batches.fixed:
             return
-        # A process without a share of so few texts has nothing to look at, and nothing that could be too large.
+        # A process without a share of so few examples has nothing to look at, and nothing that could be too large.
         first = next(iter(batches.once()), None)
         width = 0 if first is None else self.see(first).pooled.shape[-1]
-        if texts * width * 2 > TARGET_BYTES:
+        if batches.count * width * 2 > TARGET_BYTES:
             return
         if stages is not None and stages.done(stage):
             self.targets = stages.load(stage)[0]["targets"]
@@ -115,13 +116,13 @@ class Teacher:
             stages.save(stage, {"targets": self.targets}, {})
 
 
-def pooled_table(batches: TextBatches, network: Network, bf16: bool, accelerator: Accelerator, side: str) -> Tensor:
-    """Return the outputs for all texts, shape ``(texts, width)``; each process computes its share.
+def pooled_table(batches: Batches, network: Network, bf16: bool, accelerator: Accelerator, side: str) -> Tensor:
+    """Return the outputs for all examples, shape ``(examples, width)``; each process computes its share.
 
     Parameters
     ----------
     side : {"student", "teacher"}
-        Whose tokens the network reads.
+        Whose inputs the network reads.
     """
     parts: list[tuple[Tensor, Tensor]] = []
     for number, batch in enumerate(batches.once()):
@@ -133,7 +134,7 @@ def pooled_table(batches: TextBatches, network: Network, bf16: bool, accelerator
     width = torch.tensor(parts[0][1].shape[-1] if parts else 0)
     if accelerator.num_processes > 1:  # a process without a share does not know the width
         width = accelerator.gather(width.reshape(1)).max()
-    table = torch.zeros(len(batches.student_ids), int(width))
+    table = torch.zeros(batches.count, int(width))
     for index, pooled in parts:
         table[index] = pooled
     if accelerator.num_processes > 1:
@@ -141,15 +142,15 @@ def pooled_table(batches: TextBatches, network: Network, bf16: bool, accelerator
     return table
 
 
-class HeldOutTexts:
-    """Texts for the stop rule, with what the teacher makes of them."""
+class HeldOutExamples:
+    """Examples for the stop rule, with what the teacher makes of them."""
 
-    def __init__(self, batches: TextBatches, student: Network, teacher: Teacher) -> None:
+    def __init__(self, batches: Batches, student: Network, teacher: Teacher) -> None:
         self.batches, self.student = batches, student
         self.bf16, self.accelerator = teacher.bf16, teacher.accelerator
         self.targets = pooled_table(batches, teacher.network, self.bf16, self.accelerator, "teacher")
 
     def divergence(self) -> float:
-        """Return the student's divergence from the teacher over all held-out texts, in nats."""
+        """Return the student's divergence from the teacher over all held-out examples, in nats."""
         table = pooled_table(self.batches, self.student, self.bf16, self.accelerator, "student")
         return float(divergence(table, self.targets, self.student.pooling))

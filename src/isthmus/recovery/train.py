@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isthmus.errors import BadInput, IsthmusError
+from isthmus.examples import Example
 from isthmus.memory import EVERY, give_back
 from isthmus.network import Network
 from isthmus.progress import Progress, silent
-from isthmus.recovery.batches import Batch, Labelled, LabelledBatches, TextBatches
+from isthmus.recovery.batches import Batch, Labelled, LabelledBatches
+from isthmus.recovery.drawing import LabelledSteps, draw, draw_labelled
 from isthmus.recovery.losses import Learner
 from isthmus.recovery.recipe import Recipe, uses_bf16
 from isthmus.recovery.state import State, load_state, save_finished, save_state
-from isthmus.recovery.teacher import HeldOutTexts, Outputs, Teacher, split_texts
+from isthmus.recovery.teacher import HeldOutExamples, Outputs, Teacher, split_examples
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,7 +60,7 @@ class Recovered:
 def recover(
     student: Network,
     teacher: Network,
-    texts: Sequence[str],
+    examples: Sequence[Example],
     recipe: Recipe,
     *,
     kept: Mapping[str, Sequence[int]] | None = None,
@@ -72,7 +74,7 @@ def recover(
 ) -> Recovered:
     """Train a narrowed network to be like the original.
 
-    The loop runs on ``accelerate``: under ``accelerate launch`` each process takes its share of every step's texts.
+    The loop runs on ``accelerate``: under ``accelerate launch`` each process takes its share of every step's examples.
 
     Parameters
     ----------
@@ -80,35 +82,36 @@ def recover(
         Trained in place, so that no second copy of it is held. It stays in evaluation mode: no dropout.
     teacher : Network
         The original; left as it is.
-    texts : sequence of str
+    examples : sequence of str or of Image
         Without labels. At most 5 % and 256 of them are held out for the stop rule.
     recipe : Recipe
     kept : mapping of str to sequence of int, optional
         The units kept at each site of the teacher: where the student's width and layers come from.
     seed : int
-        Decides the order of the texts.
+        Decides the order of the examples, and how images are shifted and mirrored.
     task : Task, optional
         Gives labels to learn from, where ``recipe.labels`` is above 0.
     stages : StageStore, optional
         Where to keep the state of the run, about every ``save_seconds`` and under the name ``stage``, and to go on
         from. A resumed run ends with the very weights of an undisturbed one.
     outputs : Outputs, optional
-        What the teacher makes of ``texts``, where several recoveries share it and the recipe asks for no more.
+        What the teacher makes of the examples, where several recoveries share it and the recipe asks for no more. Of
+        images it is not used: they are another at every step.
     progress : callable
         Called in the main process after each step.
 
     Raises
     ------
     BadInput
-        If there are too few texts, a network has no tokenizer, or the stages are of another recipe.
+        If there are too few examples, a network has no tokenizer, or the stages are of another recipe.
     IsthmusError
         If the loss is no longer a finite number.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    if len(set(texts)) < 2:
-        raise BadInput(f"recovery: {len(texts)} texts to train on; give at least two that differ")
+    if len(set(examples)) < 2:
+        raise BadInput(f"recovery: {len(examples)} examples to train on; give at least two that differ")
     # Precision is set where the networks run (losses.Learner, teacher.Teacher), for accelerate would do it by
     # replacing the model's forward. Poolers and the like take no part in the loss: hence unused parameters.
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
@@ -116,7 +119,7 @@ def recover(
     student.model.eval().requires_grad_(True)
     teacher.model.eval()
     try:
-        run = _Run(student, teacher, texts, recipe, kept, seed, task, accelerator, stages, stage, outputs)
+        run = _Run(student, teacher, examples, recipe, kept, seed, task, accelerator, stages, stage, outputs)
         run.train(save_seconds, progress if accelerator.is_main_process else silent)
     finally:
         for parameter, flag in zip(student.model.parameters(), flags, strict=True):
@@ -133,7 +136,7 @@ class _Run:
         self,
         student: Network,
         teacher: Network,
-        texts: Sequence[str],
+        examples: Sequence[Example],
         recipe: Recipe,
         kept: Mapping[str, Sequence[int]] | None,
         seed: int,
@@ -159,18 +162,18 @@ class _Run:
         self.learner, self.optimizer = accelerator.prepare(learner, optimizer)
         rank, world = accelerator.process_index, accelerator.num_processes
         shares: dict[str, Any] = {"seed": seed, "length": recipe.length, "rank": rank, "world": world}
-        trained, held = split_texts(texts, seed)
-        self.batches = TextBatches(trained, student, teacher, size=recipe.batch, **shares)
+        trained, held = split_examples(examples, seed)
+        self.batches = draw(trained, student, teacher, size=recipe.batch, augment=True, **shares)
         bf16 = uses_bf16(recipe.precision)
         self.teacher = Teacher(teacher, learner.teacher_watched, bf16, accelerator)
-        if outputs is not None and not recipe.tokenwise:
+        if outputs is not None and not recipe.tokenwise and self.batches.fixed:
             self.teacher.targets = outputs.of(trained)
         elif not recipe.tokenwise:
             self.teacher.remember(self.batches, recipe.steps, stages, f"{stage}-targets")
-        self.held: HeldOutTexts | None = None
+        self.held: HeldOutExamples | None = None
         if held and recipe.evaluate_every:
-            batches = TextBatches(held, student, teacher, size=recipe.batch, **shares)
-            self.held = HeldOutTexts(batches, student, self.teacher)
+            batches = draw(held, student, teacher, size=recipe.batch, **shares)
+            self.held = HeldOutExamples(batches, student, self.teacher)
         self.labels = _labelled(task, student, recipe, shares) if recipe.labels else None
         accelerator.wait_for_everyone()
 
@@ -276,7 +279,7 @@ class _Run:
         return Recovered(self.student, curves, state.step, state.seconds, state.stopped)
 
 
-def _labelled(task: Task | None, student: Network, recipe: Recipe, shares: dict[str, Any]) -> LabelledBatches | None:
+def _labelled(task: Task | None, student: Network, recipe: Recipe, shares: dict[str, Any]) -> LabelledSteps | None:
     """Return the task's labelled examples, where it has any that fit the network."""
     if task is None:
         return None
@@ -284,6 +287,6 @@ def _labelled(task: Task | None, student: Network, recipe: Recipe, shares: dict[
         sides = [(left, right) for left, right, _ in task.pairs]
         return LabelledBatches(sides, [score for *_, score in task.pairs], student, size=recipe.batch // 4, **shares)
     if task.labelled and student.pooling == "logits":
-        texts = [(text,) for text, _ in task.labelled]
-        return LabelledBatches(texts, [label for _, label in task.labelled], student, size=recipe.batch // 2, **shares)
+        examples, labels = zip(*task.labelled, strict=True)
+        return draw_labelled(examples, labels, student, size=recipe.batch // 2, **shares)
     return None

@@ -11,16 +11,18 @@ from torch import Tensor
 
 from isthmus.bottlenecks.codebook.pv_tuning import Matrices, Oracle, PVRecipe, tune
 from isthmus.errors import BadInput
-from isthmus.network import Network, pool
+from isthmus.examples import Example
+from isthmus.network import Network, outputs
 from isthmus.progress import Progress, silent
-from isthmus.recovery.batches import Batch, TextBatches
+from isthmus.recovery.batches import Batch
+from isthmus.recovery.drawing import draw
 from isthmus.storage.coded import Codebook, Coded, Floats, Product, Sum, Uniform, scale_of, stretch
 from isthmus.storage.holders import with_codes
 from isthmus.tasks.divergence import divergence
 
 BATCHES = 8
-"""Steps' worth of texts that the divergence is taken over, at every evaluation the same."""
-_LEAST_TEXTS = 3
+"""Steps' worth of examples that the divergence is taken over, at every evaluation the same."""
+_LEAST = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def tune_codes(
     student: Network,
     codes: Mapping[str, Coded],
     teacher: Network,
-    texts: Sequence[str],
+    examples: Sequence[Example],
     *,
     rounds: int = 20,
     share: float = PVRecipe.share,
@@ -68,18 +70,18 @@ def tune_codes(
     codes : mapping of str to Coded
         By name of the parameter.
     teacher : Network
-    texts : sequence of str
+    examples : sequence of str or of Image
         Without labels.
     rounds : int
         Each tries a step of tables and scales and a step of a few indices.
     share : float
         Of a matrix's indices, how many may change in a round; 0: none.
     batches, batch : int
-        Steps' worth of texts that the divergence is taken over, and texts in each; drawn once.
+        Steps' worth of examples that the divergence is taken over, and examples in each; drawn once.
     length : int
         Texts are cut to this many tokens.
     seed : int
-        Decides which texts.
+        Decides which examples.
     stop : callable
         Asked before each try; once it says so, no other is made.
     progress : callable
@@ -88,14 +90,14 @@ def tune_codes(
     Raises
     ------
     BadInput
-        If a network has no tokenizer, or there are too few texts.
+        If a network has no tokenizer, or there are too few examples.
     """
     parts = {name: _parts(coded) for name, coded in codes.items() if not isinstance(coded, Uniform)}
     if not parts:
         return TunedCodes(dict(codes), ())
     held = with_codes(student, codes)
     oracle = divergence_oracle(
-        held, teacher, texts, list(parts), batches=batches, batch=batch, length=length, seed=seed
+        held, teacher, examples, list(parts), batches=batches, batch=batch, length=length, seed=seed
     )
     named = {f"{name}:{number}": part for name, own in parts.items() for number, part in enumerate(own)}
 
@@ -118,7 +120,7 @@ def tune_codes(
 def divergence_oracle(
     student: Network,
     teacher: Network,
-    texts: Sequence[str],
+    examples: Sequence[Example],
     names: Sequence[str],
     *,
     batches: int = BATCHES,
@@ -140,15 +142,15 @@ def divergence_oracle(
     Raises
     ------
     BadInput
-        If a network has no tokenizer, or there are fewer than three texts: likeness needs something to compare.
+        If a network has no tokenizer, or there are fewer than three examples: likeness needs something to compare.
     """
-    if len(set(texts)) < _LEAST_TEXTS:
-        raise BadInput(f"codes: {len(set(texts))} texts to tune on; give at least {_LEAST_TEXTS} that differ")
-    drawn = TextBatches(texts, student, teacher, size=batch, seed=seed, length=length)
+    if len(set(examples)) < _LEAST:
+        raise BadInput(f"codes: {len(set(examples))} examples to tune on; give at least {_LEAST} that differ")
+    drawn = draw(examples, student, teacher, size=batch, seed=seed, length=length)
     count = max(1, min(batches, len(drawn)))
     micros = [micro for step in range(count) for micro in drawn.step(step)]
     with torch.inference_mode():
-        targets = [_output(teacher, micro.teacher).clone() for micro in micros]
+        targets = [outputs(teacher, micro.teacher).float().clone() for micro in micros]
     chosen = {name: student.model.get_parameter(name) for name in names}
 
     def oracle(matrices: Matrices) -> tuple[float, Matrices]:
@@ -176,16 +178,12 @@ def _add(
     student: Network, micro: Batch, target: Tensor, chosen: Mapping[str, Tensor], slopes: Mapping[str, Tensor]
 ) -> float:
     """Add a micro-batch's weighted derivatives to ``slopes`` and return its weighted divergence."""
-    loss = micro.weight * divergence(_output(student, micro.student), target.clone(), student.pooling)
+    loss = micro.weight * divergence(outputs(student, micro.student).float(), target.clone(), student.pooling)
     found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
     for slope, own in zip(slopes.values(), found, strict=True):
         if own is not None:  # a matrix that the output never sees
             slope.add_(own)
     return float(loss.detach())
-
-
-def _output(network: Network, inputs: dict[str, Tensor]) -> Tensor:
-    return pool(network, network.model(**inputs), inputs["attention_mask"]).float()
 
 
 def _parts(coded: Coded) -> tuple[Uniform | Codebook, ...]:

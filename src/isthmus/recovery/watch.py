@@ -38,11 +38,11 @@ class Seen:
     """What one forward pass gave.
 
     ``pooled`` has the shape ``(batch, width)`` or ``(batch, classes)``, each of ``hidden`` and ``projected``
-    ``(batch, tokens, width)``; ``mask`` ``(batch, tokens)`` is 1 where there is a token.
+    ``(batch, tokens, width)``; ``mask`` ``(batch, tokens)`` is 1 where there is a token, None where all are.
     """
 
     pooled: Tensor
-    mask: Tensor
+    mask: Tensor | None
     hidden: tuple[Tensor, ...] = ()
     projected: Tensor | None = None
 
@@ -107,9 +107,10 @@ def see(network: Network, inputs: dict[str, Tensor], watched: Watched) -> Seen:
     paths = [*watched.layers, *([projection.module] if projection else [])]
     with watching(network.model, paths) as outputs:
         output = network.model(**inputs)
-    pooled = pool(network, output, inputs["attention_mask"])
+    mask = inputs.get("attention_mask")
+    pooled = pool(network, output, mask)
     projected = None
     if projection is not None:
         projected = outputs[projection.module].chunk(projection.repeat, dim=-1)[projection.place]
     hidden = tuple(outputs[path] for path in watched.layers)
-    return Seen(pooled, inputs["attention_mask"], hidden, projected)
+    return Seen(pooled, mask, hidden, projected)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from isthmus.examples import Example, texts_of
 from isthmus.memory import give_back
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, gated_sites, measure_closed, measure_vocabulary
@@ -123,10 +124,10 @@ def _layers(probe: Probe, site: Site) -> Scores:
     return nats
 
 
-def vocabulary_relevance(probe: Probe, sites: Sequence[Site], texts: Sequence[str]) -> Scores:
+def vocabulary_relevance(probe: Probe, sites: Sequence[Site], examples: Sequence[Example]) -> Scores:
     """Return the relevance of every token, in nats, shape ``(tokens,)``; empty without a vocabulary site.
 
-    Tokens are ranked by how often they occur in ``texts``; what a step costs is measured on the probe's texts, where
+    Tokens are ranked by how often they occur in the examples; what a step costs is measured on the probe's texts, where
     removed words fall back to pieces.
     """
     from isthmus.sites.vocabulary import token_relevance
@@ -135,6 +136,7 @@ def vocabulary_relevance(probe: Probe, sites: Sequence[Site], texts: Sequence[st
     if site is None:
         return np.zeros(0)
     tokenizer = probe.network.tokenizer
+    texts = texts_of(examples, "vocabulary")
     counts = np.zeros(site.units)
     for start in range(0, len(texts), 1024):
         for ids in tokenizer(list(texts[start : start + 1024]), add_special_tokens=False)["input_ids"]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.cost.rates import Rate
+from isthmus.examples import Example
 from isthmus.network import Network
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe
@@ -42,10 +43,10 @@ class Calibration:
     network : Network
         The original.
     sites : tuple of Site
-    texts : tuple of str
-        Unlabelled texts to train gates on.
+    examples : tuple of str or of Image
+        Unlabelled ones to train gates on.
     probe : Probe
-        Texts put aside on which divergence from the original is measured.
+        Examples put aside on which divergence from the original is measured.
     vocabulary : ndarray, shape ``(tokens,)``
         Relevance of every token in nats (the same for all estimators), empty where there is no vocabulary site.
     rates, limits, original : mappings by currency
@@ -56,7 +57,7 @@ class Calibration:
 
     network: Network
     sites: tuple[Site, ...]
-    texts: tuple[str, ...]
+    examples: tuple[Example, ...]
     probe: Probe
     vocabulary: Nats
     rates: Mapping[str, Rate] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The probe: texts put aside, on which divergence from the original is measured with gates closed."""
+"""The probe: examples put aside, on which divergence from the original is measured with gates closed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isthmus.network import Network, low_precision, pool, tokenize
+from isthmus.examples import Example, size_of, texts_of
+from isthmus.network import Network, encode, low_precision, outputs, tokenize
 from isthmus.sites import VOCABULARY, Site, gated
 from isthmus.tasks.divergence import divergence
 
@@ -18,30 +19,36 @@ PROBE_TOKENS = 96
 
 @dataclass(frozen=True)
 class Probe:
-    """Batches of texts with the original's outputs.
+    """Batches of examples with the original's outputs.
 
-    ``inputs`` holds tensors of shape ``(batch, tokens)``, ``reference`` outputs of shape ``(batch, width)``.
+    ``inputs`` holds what the model takes, of texts tensors of shape ``(batch, tokens)``, of images one of shape
+    ``(batch, channels, height, width)``; ``reference`` outputs of shape ``(batch, width)``.
     """
 
     network: Network
-    texts: tuple[tuple[str, ...], ...]
+    examples: tuple[tuple[Example, ...], ...]
     inputs: tuple[dict[str, Tensor], ...]
     reference: tuple[Tensor, ...]
 
 
-def make_probe(network: Network, texts: Sequence[str], *, batch: int = 64) -> Probe:
-    """Tokenize ``texts`` in batches of like length and run the original on them.
+def make_probe(network: Network, examples: Sequence[Example], *, batch: int = 64) -> Probe:
+    """Encode examples in batches, texts of like length together, and run the original on them.
 
-    Batches of fewer than four texts are left out unless there is no other: likeness needs something to compare.
+    Batches of fewer than four are left out unless there is no other: likeness needs something to compare.
     """
     network = replace(network, max_length=min(network.max_length, PROBE_TOKENS))
-    ordered = sorted(texts, key=len)
+    ordered = sorted(examples, key=size_of)
     groups = [tuple(ordered[start : start + batch]) for start in range(0, len(ordered), batch)]
-    groups = [group for group in groups if len(group) >= min(4, len(texts))] or groups
-    inputs = tuple(tokenize(network, group) for group in groups)
+    groups = [group for group in groups if len(group) >= min(4, len(examples))] or groups
+    inputs = tuple(encode(network, group) for group in groups)
     with torch.inference_mode():
-        reference = tuple(pool(network, network.model(**x), x["attention_mask"]) for x in inputs)
+        reference = tuple(outputs(network, x) for x in inputs)
     return Probe(network, tuple(groups), inputs, reference)
+
+
+def count_of(inputs: Mapping[str, Tensor]) -> int:
+    """Return how many examples there are in what a model takes."""
+    return len(next(iter(inputs.values())))
 
 
 def measure_closed(
@@ -56,10 +63,10 @@ def measure_closed(
 
 
 def measure_network(probe: Probe, network: Network) -> float:
-    """Return the divergence, in nats, of another network from the original on the probe's texts."""
+    """Return the divergence, in nats, of another network from the original on the probe's examples."""
     with torch.inference_mode():
         shorter = replace(network, max_length=probe.network.max_length)
-        return _mean_divergence(probe, network, [tokenize(shorter, group) for group in probe.texts])
+        return _mean_divergence(probe, network, [encode(shorter, group) for group in probe.examples])
 
 
 def measure_vocabulary(probe: Probe, keep: Sequence[int], *, estimate: bool = False) -> float:
@@ -72,20 +79,20 @@ def measure_vocabulary(probe: Probe, keep: Sequence[int], *, estimate: bool = Fa
     narrowed = probe.network.with_model(probe.network.model, narrow_tokenizer(probe.network.tokenizer, keep))
     old = torch.as_tensor(list(keep))
     inputs = []
-    for group in probe.texts:
-        encoded = tokenize(narrowed, group)
+    for group in probe.examples:
+        encoded = tokenize(narrowed, texts_of(group, "vocabulary"))
         inputs.append({**encoded, "input_ids": old[encoded["input_ids"]]})
     with torch.inference_mode(), low_precision(None if estimate else False):
         return _mean_divergence(probe, probe.network, inputs)
 
 
 def _mean_divergence(probe: Probe, network: Network, inputs: Sequence[dict[str, Tensor]]) -> float:
-    total = texts = 0.0
+    total = examples = 0.0
     for x, reference in zip(inputs, probe.reference, strict=True):
-        output = pool(network, network.model(**x), x["attention_mask"]).float()
+        output = outputs(network, x).float()
         total += float(divergence(output, reference, network.pooling)) * len(reference)
-        texts += len(reference)
-    return max(total / texts, 0.0)
+        examples += len(reference)
+    return max(total / examples, 0.0)
 
 
 def gated_sites(sites: Sequence[Site]) -> tuple[Site, ...]:

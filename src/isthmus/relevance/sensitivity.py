@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from isthmus.network import pool
+from isthmus.examples import Example, texts_of
+from isthmus.network import outputs
 from isthmus.progress import Progress, silent
-from isthmus.relevance.probe import Probe
+from isthmus.relevance.probe import Probe, count_of
 from isthmus.relevance.statistics import MICRO, sampled_loss
 
 Doubles = npt.NDArray[np.float64]
@@ -24,10 +25,10 @@ class Sensitivity:
     """The diagonal of a matrix's Fisher information, as a factor of its rows times a factor of its columns.
 
     An error ``e`` of shape ``(rows, columns)`` is predicted to cost ``1/2 sum(rows[i] * columns[j] * e[i, j] ** 2)``
-    nats a text. Of a linear map the rows' factor is the mean square of the loss's derivative by its outputs, summed
-    over a text's tokens, and the columns' that of its inputs (Martens and Grosse 2015, the diagonals of their factors);
-    of an embedding the rows' factor is how often a text holds the token, and the columns' the mean square of the
-    derivative. Rows of other embeddings (positions) count alike: texts may be longer than those at hand.
+    nats an example. Of a linear map the rows' factor is the mean square of the loss's derivative by its outputs, summed
+    over an example's tokens, and the columns' that of its inputs (Martens and Grosse 2015, the diagonals of their
+    factors); of an embedding the rows' factor is how often a text holds the token, and the columns' the mean square of
+    the derivative. Rows of other embeddings (positions) count alike: texts may be longer than those at hand.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ class Sensitivity:
 def collect_sensitivity(
     probe: Probe,
     matrices: Sequence[str],
-    texts: Sequence[str],
+    examples: Sequence[Example],
     *,
     seed: int = 0,
     progress: Progress = silent,
@@ -55,12 +56,12 @@ def collect_sensitivity(
     ----------
     matrices : sequence of str
         Names of parameters.
-    texts : sequence of str
-        How often tokens occur is counted in these.
+    examples : sequence of str or of Image
+        How often tokens occur is counted in these, where they are texts.
     """
     model = probe.network.model
-    texts_now = [0]
-    watched = {name: _Watched(model.get_submodule(name.rpartition(".")[0]), texts_now) for name in matrices}
+    now = [0]
+    watched = {name: _Watched(model.get_submodule(name.rpartition(".")[0]), now) for name in matrices}
     generator = torch.Generator().manual_seed(seed)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -72,13 +73,15 @@ def collect_sensitivity(
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        parts = [(x, start) for x in probe.inputs for start in range(0, len(x["input_ids"]), MICRO)]
+        parts = [(x, start) for x in probe.inputs for start in range(0, count_of(x), MICRO)]
         for number, (x, start) in enumerate(parts):
             part = {name: tensor[start : start + MICRO] for name, tensor in x.items()}
-            texts_now[0] = len(part["input_ids"])
-            if texts_now[0] < 3:
+            now[0] = count_of(part)
+            if now[0] < 3:
                 continue
-            output = pool(probe.network, model(**part), part["attention_mask"])
+            # Of texts gradients start at the embeddings; an image is where they start itself.
+            part = {name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in part.items()}
+            output = outputs(probe.network, part)
             sampled_loss(output, probe.network.pooling, generator).backward()  # type: ignore[no-untyped-call]
             count += len(output)
             progress("sensitivity", number + 1, len(parts))
@@ -87,8 +90,10 @@ def collect_sensitivity(
             handle.remove()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-    words = model.get_input_embeddings()  # type: ignore[operator]
-    frequency = token_frequency(probe.network.tokenizer, texts)
+    words = frequency = None
+    if probe.network.images is None:
+        words = model.get_input_embeddings()  # type: ignore[operator]
+        frequency = token_frequency(probe.network.tokenizer, texts_of(examples, "sensitivity"))
     return {
         name: one.factors(max(count, 1), frequency if one.module is words else None) for name, one in watched.items()
     }
@@ -106,8 +111,8 @@ def token_frequency(tokenizer: Any, texts: Sequence[str]) -> Doubles:
 class _Watched:
     """Adds up the squares of what enters a module and of the derivatives by what leaves it."""
 
-    def __init__(self, module: nn.Module, texts: list[int]) -> None:
-        self.module, self.texts = module, texts
+    def __init__(self, module: nn.Module, examples: list[int]) -> None:
+        self.module, self.examples = module, examples
         self.tokens = 0
         self.entered: Tensor | float = 0.0
         self.left: Tensor | float = 0.0
@@ -117,8 +122,8 @@ class _Watched:
 
         def backward(gradient: Tensor) -> None:
             self.left = self.left + gradient.double().square().flatten(0, -2).sum(0)
-            # Positions may be looked up once for all texts; what comes back is then their sum.
-            shared = self.texts[0] if entered is None and gradient.shape[0] == 1 else 1
+            # Positions may be looked up once for all examples; what comes back is then their sum.
+            shared = self.examples[0] if entered is None and gradient.shape[0] == 1 else 1
             self.tokens += gradient[..., 0].numel() * shared
             if entered is not None:
                 self.entered = self.entered + entered.double().square().flatten(0, -2).sum(0)
@@ -126,7 +131,7 @@ class _Watched:
         if output.requires_grad:
             output.register_hook(backward)  # type: ignore[no-untyped-call]
 
-    def factors(self, texts: int, frequency: Doubles | None) -> Sensitivity:
+    def factors(self, examples: int, frequency: Doubles | None) -> Sensitivity:
         module: Any = self.module
         rows, columns = module.weight.shape
         left = np.asarray(self.left) if self.tokens else np.zeros(rows)  # a matrix that the output never sees
@@ -134,11 +139,11 @@ class _Watched:
             known = np.ones(rows) if frequency is None else frequency[:rows]
             return Sensitivity(known, left / self.tokens if self.tokens else np.zeros(columns))
         entered = np.asarray(self.entered) / self.tokens if self.tokens else np.zeros(columns)
-        return Sensitivity(left / texts, entered)
+        return Sensitivity(left / examples, entered)
 
 
 def predicted_nats(sensitivity: Mapping[str, Sensitivity], errors: Mapping[str, npt.NDArray[np.float32]]) -> float:
-    """Return what errors in several matrices are predicted to cost together, in nats a text."""
+    """Return what errors in several matrices are predicted to cost together, in nats an example."""
     total = 0.0
     for name, error in errors.items():
         own = sensitivity[name]

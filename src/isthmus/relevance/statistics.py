@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isthmus.network import pool
+from isthmus.network import outputs
 from isthmus.progress import Progress, silent
-from isthmus.relevance.probe import Probe, gated_sites
+from isthmus.relevance.probe import Probe, count_of, gated_sites
 from isthmus.sites import Gate, Site, gated
 from isthmus.tasks.divergence import TEMPERATURE
 
 Scores = npt.NDArray[np.float64]
 MICRO = 16
-"""Texts in one gradient: the more gradients, the better the estimate of their square."""
+"""Examples in one gradient: the more gradients, the better the estimate of their square."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Statistics:
     """Per site, arrays of shape ``(units,)``.
 
     ``activations``: mean square of what passes a unit's gate. ``gradients``: mean absolute derivative of the loss by a
-    unit's gate. ``squares``: the mean of that derivative squared, summed over texts (the Fisher information).
+    unit's gate. ``squares``: the mean of that derivative squared, summed over examples (the Fisher information).
     """
 
     activations: Mapping[str, Scores] = field(default_factory=dict)
@@ -51,32 +51,37 @@ def collect(
 
 def _activations(probe: Probe, sites: Sequence[Site]) -> dict[str, Scores]:
     totals: dict[str, Tensor] = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in sites}
-    mask: list[Tensor] = []
+    mask: list[Tensor | None] = []
     handles: list[Any] = []
     try:
         for site in sites:
             for gate in site.gates:
                 handles += _watch(probe.network.model, gate, totals[site.name], mask)
-        tokens = 0.0
+        vectors = 0.0
         with torch.inference_mode():
             for x in probe.inputs:
-                mask[:] = [x["attention_mask"].double()]
-                tokens += float(mask[0].sum())
+                mask[:] = [x["attention_mask"].double() if "attention_mask" in x else None]
+                vectors += float(count_of(x) if mask[0] is None else mask[0].sum())
                 probe.network.model(**x)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (total / tokens).numpy() for name, total in totals.items()}
+    return {name: (total / vectors).numpy() for name, total in totals.items()}
 
 
-def _watch(model: nn.Module, gate: Gate, total: Tensor, mask: list[Tensor]) -> list[Any]:
+def _watch(model: nn.Module, gate: Gate, total: Tensor, mask: list[Tensor | None]) -> list[Any]:
     def add(values: Tensor) -> None:
         energy = values.double().square()
-        if energy.dim() == 3:
-            energy = (energy * mask[0][: energy.shape[0], : energy.shape[1], None]).sum((0, 1))
+        if energy.dim() == 3 and mask[0] is not None:
+            energy = energy * mask[0][: energy.shape[0], : energy.shape[1], None]
+        # The units' dimension last: of a convolution's output it is the second.
+        entries = energy.movedim(getattr(gate, "dim", -1), -1).sum(tuple(range(energy.dim() - 1)))
+        owners = getattr(gate, "owners", ())
+        if owners:
+            owner = torch.as_tensor(owners)
+            total.index_add_(0, owner[owner >= 0], entries[owner >= 0])
         else:
-            energy = energy.sum(0)
-        total.add_(energy.reshape(-1, gate.block).sum(1))
+            total.add_(entries.reshape(-1, gate.block).sum(1))
 
     module = model.get_submodule(gate.module)
     if gate.where == "input":
@@ -88,7 +93,8 @@ def _watch(model: nn.Module, gate: Gate, total: Tensor, mask: list[Tensor]) -> l
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             entered = args[0] if args else kwargs["hidden_states"]
             left = output[0] if isinstance(output, tuple) else output
-            total[index] += ((left - entered).double().square().mean(-1) * mask[0]).sum()
+            moved = (left - entered).double().square().mean(-1)
+            total[index] += (moved if mask[0] is None else moved * mask[0]).sum()
 
         return hook
 
@@ -108,22 +114,22 @@ def _gradients(
     values = {site.name: torch.ones(site.units, requires_grad=True) for site in sites}
     first = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in sites}
     second = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in sites}
-    parts = [(x, start) for x in probe.inputs for start in range(0, len(x["input_ids"]), MICRO)]
+    parts = [(x, start) for x in probe.inputs for start in range(0, count_of(x), MICRO)]
     frozen = [parameter for parameter in probe.network.model.parameters() if parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
-    texts = 0
+    examples = 0
     try:
         for number, (x, start) in enumerate(parts):
             part = {name: tensor[start : start + MICRO] for name, tensor in x.items()}
-            if len(part["input_ids"]) < 3:
+            if count_of(part) < 3:
                 continue
             with gated(probe.network.model, sites, values):
-                output = pool(probe.network, probe.network.model(**part), part["attention_mask"])
+                output = outputs(probe.network, part)
             loss = sampled_loss(output, probe.network.pooling, generator)
             names = list(values)
             found = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
-            texts += len(output)
+            examples += len(output)
             for name, gradient in zip(names, found, strict=True):
                 if gradient is not None:
                     first[name] += gradient.double().abs()
@@ -132,7 +138,7 @@ def _gradients(
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    scale = max(texts, 1)
+    scale = max(examples, 1)
     return (
         {name: (total / scale).numpy() for name, total in first.items()},
         {name: (total / scale).numpy() for name, total in second.items()},

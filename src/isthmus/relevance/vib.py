@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isthmus.errors import IsthmusError
+from isthmus.examples import Example, size_of
 from isthmus.memory import EVERY, give_back
-from isthmus.network import Network, low_precision, pool, tokenize
+from isthmus.network import Network, encode, low_precision, outputs
 from isthmus.relevance.bottleneck_gates import (
     close_lost,
     expected_counts,
@@ -38,6 +39,8 @@ GATE_TOKENS = 64
 MICRO_TEXTS = 16
 MICRO_CHARACTERS = 4096
 """Texts in a batch times the characters of its longest: about 1,000 tokens of English."""
+PIXELS = 64
+"""Pixels of an image that count as a character does: a patch of 16 by 16 as much as four, which make a token."""
 
 
 @dataclass(frozen=True)
@@ -168,24 +171,30 @@ class _Training:
             model = copy.deepcopy(model, {id(table): table for table in tables})
         return network.with_model(model)
 
-    def _batches(self) -> list[list[str]]:
-        texts = list(self.calibration.texts)
-        order = torch.randperm(len(texts), generator=self.generator).tolist()
-        count = max(int(len(texts) * self.schedule.share), min(len(texts), 2 * self.schedule.batch))
-        chosen = [texts[index] for index in order[:count]]
+    def _batches(self) -> list[list[Example]]:
+        examples = list(self.calibration.examples)
+        order = torch.randperm(len(examples), generator=self.generator).tolist()
+        count = max(int(len(examples) * self.schedule.share), min(len(examples), 2 * self.schedule.batch))
+        chosen = [examples[index] for index in order[:count]]
         # Texts of like length share a batch, which halves the padding; the batches themselves stay shuffled. Batches of
         # long texts hold fewer of them, which bounds the memory that activations take.
         window = self.schedule.batch * 16
-        batches: list[list[str]] = []
+        batches: list[list[Example]] = []
+        wanted = self.calibration.network.images
+        pixels = 0 if wanted is None else wanted.height * wanted.width // PIXELS
+
+        def size(example: Example) -> int:
+            return max(size_of(example), pixels, 1)
+
         for start in range(0, count, window):
-            part = sorted(chosen[start : start + window], key=len)
+            part = sorted(chosen[start : start + window], key=size)
             while part:
-                size = max(MICRO_TEXTS, min(self.schedule.batch, MICRO_CHARACTERS // max(len(part[0]), 1)))
-                while size > MICRO_TEXTS and len(part[min(size, len(part)) - 1]) * size > MICRO_CHARACTERS:
-                    size -= 1
-                size -= size % MICRO_TEXTS  # few distinct shapes: kernels are compiled once for each
-                batches.append(part[:size])
-                part = part[size:]
+                many = max(MICRO_TEXTS, min(self.schedule.batch, MICRO_CHARACTERS // size(part[0])))
+                while many > MICRO_TEXTS and size(part[min(many, len(part)) - 1]) * many > MICRO_CHARACTERS:
+                    many -= 1
+                many -= many % MICRO_TEXTS  # few distinct shapes: kernels are compiled once for each
+                batches.append(part[:many])
+                part = part[many:]
         batches = [batch for batch in batches if len(batch) >= min(MICRO_TEXTS, count)] or batches
         shuffle = torch.randperm(len(batches), generator=self.generator).tolist()
         return [batches[index] for index in shuffle]
@@ -208,15 +217,15 @@ class _Training:
 
     def _step(self, step: int) -> None:
         schedule, network = self.schedule, self.calibration.network
-        texts = self.batches[step % len(self.batches)]
+        examples = self.batches[step % len(self.batches)]
         limit = min(network.max_length, GATE_TOKENS)
         shorter = replace(network, max_length=limit - limit % 8 if limit >= 8 else limit)
-        inputs = tokenize(shorter, texts, multiple=8 if limit >= 8 else None)
+        inputs = encode(shorter, examples, multiple=8 if limit >= 8 else None)
         with torch.no_grad(), low_precision():
-            reference = pool(network, network.model(**inputs), inputs["attention_mask"]).float()
+            reference = outputs(network, inputs).float()
         values = sample(self.gates, self.generator)
         with gated(self.student.model, self.sites, values), low_precision():
-            output = pool(self.student, self.student.model(**inputs), inputs["attention_mask"]).float()
+            output = outputs(self.student, inputs).float()
         loss = divergence(output, reference, network.pooling)
         total = loss
         if self.schedule.weight_rate > 0 and network.pooling != "logits":
@@ -229,7 +238,7 @@ class _Training:
         nats = torch.stack([information(self.gates, site.name).sum() for site in self.sites]).sum()
         total = total + schedule.information_weight * nats + self._constraint(counts, step)
         if not torch.isfinite(total):
-            raise IsthmusError(f"gates: the loss is not finite at step {step}; check the texts, or lower the effort")
+            raise IsthmusError(f"gates: the loss is not finite at step {step}; check the examples, or lower the effort")
         self.optimizer.zero_grad(set_to_none=True)
         if self.weights is not None:
             self.weights.zero_grad(set_to_none=True)

@@ -117,11 +117,15 @@ class Example(_Record):
 
 
 class EngineRow(_Record):
-    """Measured latency in one engine at one batch and length: medians in ms with their spread."""
+    """Measured latency in one engine at one batch and length: medians in ms with their spread.
+
+    ``of`` says what a batch holds where that is not texts of the length.
+    """
 
     engine: str
     batch: int
     length: int | str
+    of: str = ""
     original_ms: float
     narrowed_ms: float | None = None
     spread_original: Interval | None = None

@@ -273,7 +273,7 @@ def _engine(row: EngineRow) -> EngineView:
         if value is not None
     )
     multiple = _multiple(row.original_ms, row.narrowed_ms, "faster", "slower") if row.narrowed_ms is not None else ""
-    return EngineView(row.engine, f"batch {row.batch} · length {row.length}", multiple, timings)
+    return EngineView(row.engine, f"batch {row.batch} · {row.of or f'length {row.length}'}", multiple, timings)
 
 
 def _scalar(value: JsonValue) -> str | None:

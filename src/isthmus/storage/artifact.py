@@ -98,10 +98,12 @@ def _check_record(record: Mapping[str, Any]) -> None:
 
 def _write_network(network: Network, place: Path) -> None:
     from isthmus.storage.narrowing import describe_narrowing
+    from isthmus.storage.processors import write_processor
     from isthmus.storage.sentences import write_sentence_files
 
     model: Any = network.model
-    model.save_pretrained(place)
+    # Under the model's own names: transformers would give some families those of their first release back.
+    model.save_pretrained(place, save_original_format=False)
     config_file = place / "config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
@@ -115,6 +117,7 @@ def _write_network(network: Network, place: Path) -> None:
     if network.tokenizer is not None:
         network.tokenizer.save_pretrained(place)
         _reset_call_settings(place / "tokenizer.json")
+    write_processor(network, place)
     write_sentence_files(network, place)
 
 

@@ -1,4 +1,4 @@
-"""Opening: read a network from a folder, a hub id, the installed MiniLM package or memory."""
+"""Opening: read a network from a folder, a hub id, the installed MiniLM package, the zoo or memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import BadArtifact, BadInput, UnsupportedNetwork
-from isthmus.network import Network
+from isthmus.network import ImageInput, Network
+from isthmus.zoo.catalogue import ZOO, CifarKind, in_zoo, open_cifar, zoo_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,18 +34,23 @@ def minilm_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def open(source: str | Path | nn.Module, *, name: str | None = None, tokenizer: Any = None) -> Network:
+def open(
+    source: str | Path | nn.Module, *, name: str | None = None, tokenizer: Any = None, images: Any = None
+) -> Network:
     """Open a network.
 
     Parameters
     ----------
     source : str, Path or nn.Module
-        ``minilm``, a transformers or sentence-transformers folder, a hub id, or a transformers model in memory; or
+        ``minilm``, a transformers or sentence-transformers folder, a hub id, or a transformers model in memory; a
+        network of the zoo such as ``vit-fashion``, or ``cifar10-resnet20=FILE`` with the file of its weights; or
         ``BASE+FILE``, one of these and a delta that was made for it.
     name : str, optional
         What to call it; by default the last part of ``source``.
     tokenizer : transformers tokenizer, optional
-        Needed with a model in memory, otherwise read from the folder.
+        Needed with a model in memory that reads text, otherwise read from the folder.
+    images : ImageInput or transformers image processor, optional
+        Needed with a model in memory that reads images, otherwise read from the folder.
 
     Returns
     -------
@@ -57,12 +63,17 @@ def open(source: str | Path | nn.Module, *, name: str | None = None, tokenizer: 
     BadArtifact
         If it is a narrowed network that was damaged.
     UnsupportedNetwork
-        If it is not a text encoder that transformers can open.
+        If it is not a network of texts or images that transformers can open.
     """
     if not isinstance(source, str | Path):
-        return _from_module(source, name or type(source).__name__, tokenizer)
+        return _from_module(source, name or type(source).__name__, tokenizer, images)
     if str(source) == MINILM:
         return _from_folder(minilm_folder(), name or MINILM)
+    if in_zoo(str(source)):
+        kind = str(source).partition("=")[0]
+        if isinstance(ZOO[kind], CifarKind) and "=" in str(source):
+            return open_cifar(str(source), name)
+        return _from_folder(zoo_folder(kind), name or kind)
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, name or path.resolve().name)
@@ -73,7 +84,7 @@ def open(source: str | Path | nn.Module, *, name: str | None = None, tokenizer: 
     return _from_hub(str(source), name or path.name)
 
 
-def _from_module(model: nn.Module, name: str, tokenizer: Any) -> Network:
+def _from_module(model: nn.Module, name: str, tokenizer: Any, images: Any) -> Network:
     from isthmus.storage.weights import check_weights
 
     config = getattr(model, "config", None)
@@ -82,6 +93,8 @@ def _from_module(model: nn.Module, name: str, tokenizer: Any) -> Network:
             f"network {name}: a {type(model).__name__} has no transformers config; wrap it as a transformers model"
         )
     check_weights(model.state_dict(), name)
+    if getattr(model, "main_input_name", "") == "pixel_values":
+        return _of_images(model, name, _given_images(images, config, name))
     pooling = "logits" if _is_classifier(config, model) else "mean"
     length = int(getattr(tokenizer, "model_max_length", 0) or 256)
     limit = int(getattr(config, "max_position_embeddings", 512))
@@ -91,6 +104,37 @@ def _from_module(model: nn.Module, name: str, tokenizer: Any) -> Network:
 def _is_classifier(config: Any, model: nn.Module | None = None) -> bool:
     names = [type(model).__name__] if model is not None else list(getattr(config, "architectures", None) or [])
     return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _given_images(images: Any, config: Any, name: str) -> ImageInput:
+    from isthmus.storage.processors import image_input
+
+    if isinstance(images, ImageInput):
+        return images
+    if images is None:
+        raise BadInput(
+            f"network {name}: reads images; say how it wants them: isthmus.open(model, images=ImageInput(...)), or its "
+            "image processor"
+        )
+    if not hasattr(images, "to_dict"):
+        raise BadInput(f"network {name}: images is a {type(images).__name__}; give an ImageInput or an image processor")
+    return image_input(images.to_dict(), config.to_dict(), f"network {name}")
+
+
+def _of_images(
+    model: Any,
+    name: str,
+    wanted: ImageInput,
+    folder: Path | None = None,
+    record: Mapping[str, Any] | None = None,
+    codes: Mapping[str, bytes] | None = None,
+) -> Network:
+    """Return a network of images; an encoder's embedding is its class token, or else the mean over places."""
+    classifier = "ForImageClassification" in type(model).__name__ or type(model).__name__ == "CifarResNet"
+    token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters())
+    pooling = "logits" if classifier else "cls" if token else "mean"
+    plain = model.eval().float()
+    return Network(name, plain, None, pooling, not classifier, 1, folder, record or {}, codes or {}, images=wanted)
 
 
 def _from_hub(identifier: str, name: str) -> Network:
@@ -118,10 +162,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _from_folder(folder: Path, name: str) -> Network:
-    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
 
     from isthmus.storage.artifact import verify_artifact
     from isthmus.storage.holders import read_codes
+    from isthmus.storage.processors import PROCESSOR_FILE, read_processor
     from isthmus.storage.weights import WEIGHTS_FILE, check_weight_files, check_weights
 
     raw = _read_json(folder / "config.json")
@@ -132,12 +182,19 @@ def _from_folder(folder: Path, name: str) -> Network:
         verify_artifact(folder)
     check_weight_files(folder)
     pooling, normalize, length = _sentence_settings(folder, raw)
-    names = raw.get("architectures") or []
-    classifier = any(str(entry).endswith("ForSequenceClassification") for entry in names)
+    names = [str(entry) for entry in raw.get("architectures") or []]
+    classifier = any(entry.endswith("ForSequenceClassification") for entry in names)
     kind = AutoModelForSequenceClassification if classifier else AutoModel
+    if any("ForImageClassification" in entry or entry == "CifarResNet" for entry in names):
+        kind = AutoModelForImageClassification
+    # An encoder of images has no word for it in its name, but its processor lies beside it and no tokenizer does.
+    sees = kind is AutoModelForImageClassification or (
+        (folder / PROCESSOR_FILE).exists() and not (folder / "tokenizer_config.json").exists()
+    )
+    wanted = read_processor(folder, raw) if sees else None
     try:
         model = kind.from_pretrained(os.fspath(folder), dtype="float32", local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True)
+        tokenizer = None if sees else AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True)
     except BadArtifact:
         raise
     except Exception as error:  # transformers raises many kinds; each means that the folder is not whole
@@ -151,6 +208,8 @@ def _from_folder(folder: Path, name: str) -> Network:
         pooling, normalize = "logits", False
     coded = (raw.get("quantization_config") or {}).get("coded") or {}
     codes = read_codes(folder / WEIGHTS_FILE, coded) if coded else {}
+    if wanted is not None:
+        return _of_images(model, name, wanted, folder, record, codes)
     return Network(name, model.eval(), tokenizer, pooling, normalize, length, folder, record, codes)
 
 

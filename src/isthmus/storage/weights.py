@@ -77,17 +77,16 @@ def predicted_bytes(shapes: Shapes) -> int:
 
 
 def saved_shapes(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Return shape and dtype of every tensor that ``save_pretrained`` would write for a transformers model.
+    """Return shape and dtype of every tensor that is written for a transformers model, by its name in the model.
 
     Tied weights are written once, under the name that transformers gives them in a file.
     """
-    from transformers.core_model_loading import revert_weight_conversion
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
     state: dict[str, torch.Tensor] = dict(model.state_dict())
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         state.pop(name, None)
-    state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
+    state = remove_tied_weights_from_state_dict(state, model)
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.errors import BadInput
+from isthmus.examples import Example
 from isthmus.tasks.probe import fit_probe
-from isthmus.tasks.task import Metric, Task
+from isthmus.tasks.task import ACCURACY, LIKENESS, SPEARMAN, Metric, Task
 
 Array = npt.NDArray[np.float64]
-Embed = Callable[[Sequence[str]], npt.NDArray[np.floating]]
+Embed = Callable[[Sequence[Example]], npt.NDArray[np.floating]]
 
 MOST_PAIRS = 100_000  # of passages that likeness looks at
 MOST_PROBE_TEXTS = 4000
@@ -34,10 +35,10 @@ def evaluate(
     Parameters
     ----------
     embed : callable
-        Takes texts, returns an array (texts, width) of embeddings, or of logits.
+        Takes texts or images, returns an array (examples, width) of embeddings, or of logits.
     task : Task
-    reference : array (held-out texts, any width), optional
-        The original's embeddings of ``task.held_out.texts``, for likeness. None says that this network is the
+    reference : array (held-out examples, any width), optional
+        The original's embeddings of ``task.held_out.examples``, for likeness. None says that this network is the
         original.
     logits : bool
         Whether ``embed`` returns the logits of a classifier of the task's classes, in their order.
@@ -47,30 +48,30 @@ def evaluate(
     Returns
     -------
     Metric
-        ``likeness`` (of a ``text`` task): the Spearman correlation, over pairs of held-out passages (all, or
+        ``likeness`` (where nothing is labelled): the Spearman correlation, over pairs of held-out passages (all, or
         100,000 at random), of their cosine similarities under the network and under the original; 1 for the
         original. ``spearman`` (``sts``): that of the pairs' cosine similarities and scores. ``accuracy``
-        (``classify``): that of the classifier, or of a linear probe fitted on at most 4000 training texts.
-        The interval is a bootstrap over passages, pairs or examples.
+        (where there are classes): that of the classifier, or of a linear probe fitted on at most 4000 training
+        examples. The interval is a bootstrap over passages, pairs or examples.
 
     Raises
     ------
     BadInput
         If the network's outputs are not finite or not of the shape, or the task lacks what the metric needs.
     """
-    if task.kind == "text":
+    if task.metric_name == LIKENESS:
         return _likeness(embed, task, reference, seed)
-    if task.kind == "sts":
+    if task.metric_name == SPEARMAN:
         return _spearman(embed, task, seed)
     return _accuracy(embed, task, logits, seed)
 
 
 def _likeness(embed: Embed, task: Task, reference: npt.NDArray[np.floating] | None, seed: int) -> Metric:
     if reference is None:
-        return Metric("likeness", 1.0, (1.0, 1.0))
-    texts = task.held_out.texts
+        return Metric(LIKENESS, 1.0, (1.0, 1.0))
+    texts = task.held_out.examples
     if len(texts) < 3:
-        raise BadInput(f"{task.name}: {len(texts)} held-out passages are too few for likeness; give at least 3")
+        raise BadInput(f"{task.name}: {len(texts)} held-out examples are too few for likeness; give at least 3")
     first, second = passage_pairs(len(texts), MOST_PAIRS, seed)
     theirs = cosine(_checked(reference, len(texts), task, "the original"), first, second)
     ours = cosine(_checked(embed(texts), len(texts), task, "the network"), first, second)
@@ -82,7 +83,7 @@ def _likeness(embed: Embed, task: Task, reference: npt.NDArray[np.floating] | No
         weights: Array = (drawn[:, first] * drawn[:, second]).astype(np.float64)
         return weights
 
-    return Metric("likeness", value, _interval(ours, theirs, value, resample, seed))
+    return Metric(LIKENESS, value, _interval(ours, theirs, value, resample, seed))
 
 
 def _spearman(embed: Embed, task: Task, seed: int) -> Metric:
@@ -99,11 +100,11 @@ def _spearman(embed: Embed, task: Task, seed: int) -> Metric:
         pairs = len(scores)
         return rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=count).astype(np.float64)
 
-    return Metric("spearman", value, _interval(cosines, scores, value, resample, seed))
+    return Metric(SPEARMAN, value, _interval(cosines, scores, value, resample, seed))
 
 
 def _accuracy(embed: Embed, task: Task, logits: bool, seed: int) -> Metric:
-    texts, labels = task.held_out.texts, np.array(task.held_out.labels)
+    texts, labels = task.held_out.examples, np.array(task.held_out.labels)
     outputs = _checked(embed(texts), len(texts), task, "the network")
     if logits:
         if outputs.shape[1] != len(task.label_names):
@@ -115,7 +116,7 @@ def _accuracy(embed: Embed, task: Task, logits: bool, seed: int) -> Metric:
     else:
         if not task.labelled:
             raise BadInput(
-                f"{task.name}: no labelled training texts to fit a linear probe on; "
+                f"{task.name}: no labelled training examples to fit a linear probe on; "
                 "give a folder with train and dev files"
             )
         train = probe_texts(task, seed)
@@ -127,11 +128,11 @@ def _accuracy(embed: Embed, task: Task, logits: bool, seed: int) -> Metric:
     # Drawing examples of which a share is right is drawing from a binomial.
     drawn = np.random.default_rng(seed).binomial(len(texts), value, size=_RESAMPLES[1]) / len(texts)
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return Metric("accuracy", value, (low, high))
+    return Metric(ACCURACY, value, (low, high))
 
 
-def probe_texts(task: Task, seed: int) -> list[tuple[str, int]]:
-    """Return the labelled texts that the probe is fitted on: all, or 4000 at random."""
+def probe_texts(task: Task, seed: int) -> list[tuple[Example, int]]:
+    """Return the labelled examples that the probe is fitted on: all, or 4000 at random."""
     if len(task.labelled) <= MOST_PROBE_TEXTS:
         return list(task.labelled)
     chosen = np.random.default_rng(seed).permutation(len(task.labelled))[:MOST_PROBE_TEXTS]
@@ -269,7 +270,7 @@ def _checked(outputs: npt.NDArray[np.floating], rows: int, task: Task, whose: st
     array = np.asarray(outputs, dtype=np.float64)
     if array.ndim != 2 or len(array) != rows:
         raise BadInput(
-            f"{task.name}: {whose} gives an array of shape {array.shape} for {rows} texts; give (texts, width)"
+            f"{task.name}: {whose} gives an array of shape {array.shape} for {rows} examples; give (examples, width)"
         )
     if not np.isfinite(array).all():
         raise BadInput(f"{task.name}: {whose} gives embeddings that are not finite; look for NaN in its weights")

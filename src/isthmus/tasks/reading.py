@@ -1,4 +1,4 @@
-"""Reading a task: from a string such as ``sts:FOLDER``, or from data in Python."""
+"""Reading a task: from a string such as ``sts:FOLDER`` or ``images:FOLDER``, or from data in Python."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from isthmus.errors import BadInput
 from isthmus.tasks.columns import PAIR_NAMES, SCORE_NAMES, kind_of, label_rows, pair_rows, shorten, text_rows
+from isthmus.tasks.image_splits import images_task
+from isthmus.tasks.images import read_data as read_image_data
+from isthmus.tasks.images import read_images, reads_images
 from isthmus.tasks.passages import clean_passages, read_text, split_passages
+from isthmus.tasks.splitting import sorted_names, split, task_of
 from isthmus.tasks.tables import TABLE_SUFFIXES, read_table, rows_to_table
-from isthmus.tasks.task import KINDS, METRIC_NAMES, HeldOut, Task, TaskKind, fingerprint
+from isthmus.tasks.task import ACCURACY, KINDS, LIKENESS, SPEARMAN, HeldOut, Task, TaskKind
 
-HELD_OUT_SHARE = 0.1
-HELD_OUT_RANGE = (20, 1000)
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 
 # A correlation over fewer is undefined: three passages make the first three pairs, a correlation needs two points.
@@ -34,8 +34,6 @@ _HELD_OUT = tuple(
     re.compile(rf"(?<![a-z]){name}(set)?(?![a-z])", re.IGNORECASE) for name in ("dev", "valid", "validation", "test")
 )
 
-Row = TypeVar("Row")
-
 
 def load_task(spec: Any, *, seed: int = 0) -> Task:
     """Read what a network is for.
@@ -51,9 +49,13 @@ def load_task(spec: Any, *, seed: int = 0) -> Task:
             Pairs of texts with a score. CSV or TSV (also JSONL, Parquet), with or without a header.
         ``classify:PATH``
             Texts with a label. CSV, TSV, JSONL or Parquet; CSV and TSV with or without a header.
+        ``images:PATH``
+            Images, labelled or not: a folder of image files with a folder for each class, npz, IDX (as of MNIST) or
+            Parquet files. They may differ in size: a network gets them in its own.
         In Python also a `Task` (returned as it is), an iterable of strings, a ``datasets`` object (its columns
         say the kind), a mapping with ``train`` and ``validation`` data, or a tuple ``(kind, data)`` where the data
-        is any of these, or an iterable of ``(left, right, score)`` or ``(text, label)``.
+        is any of these, or an iterable of ``(left, right, score)``, ``(text, label)`` or ``(image, label)``; for images
+        also an array, or a tuple of an array and its labels.
     seed : int
         For the split, where there is one.
 
@@ -68,7 +70,8 @@ def load_task(spec: Any, *, seed: int = 0) -> Task:
     random, at least 20 and at most 1000 passages, never more than half, and at least 1 (3 of ``text``, 2 of
     ``sts``, so that the metric is defined). But a single file of an ``sts:`` or ``classify:`` task whose name
     says that it is a dev, validation or test file is held out whole: then nothing of it may be trained on, and
-    ``train`` is empty. Texts, pairs and examples that are held out are taken out of the training data.
+    ``train`` is empty. Texts, pairs and examples that are held out are taken out of the training data. Images have the
+    same parts by the same names, of files, folders or arrays.
 
     Raises
     ------
@@ -120,6 +123,8 @@ def _choices(path: str) -> str:
 
 def _from_path(kind: TaskKind, path: Path, seed: int) -> Task:
     name = f"{kind}:{path.name or path}"
+    if kind == "images":
+        return images_task(name, str(path), *read_images(path, _part_rank), seed)
     train, held_out = _find_files(kind, path)
     train_rows = _read_files(kind, train)
     held_rows = _read_files(kind, held_out) if held_out is not None else None
@@ -157,6 +162,14 @@ def _held_out_rank(path: Path) -> int | None:
     return next((rank for rank, pattern in enumerate(_HELD_OUT) if pattern.search(path.stem)), None)
 
 
+def _part_rank(name: str) -> int | None:
+    """Return which part of a set of images a name says: 0 what is to train on, 1 the best of what is held out."""
+    if _TRAIN.search(name):
+        return 0
+    plain = re.sub(r"(?<![a-z])val(?![a-z])", "valid", name.lower()).replace("t10k", "test")
+    return next((1 + rank for rank, pattern in enumerate(_HELD_OUT) if pattern.search(plain)), None)
+
+
 def _refuse_mixed(folder: Path, files: list[Path]) -> None:
     """Refuse the same data twice in two formats; several files of one format are its parts."""
     if len({file.suffix.lower() for file in files}) > 1:
@@ -188,6 +201,9 @@ def _from_data(kind: TaskKind | None, data: Any, seed: int) -> Task:
     if kind is None:
         kind = _infer_kind(train, where)
     name = f"{kind}:data"
+    if kind == "images":
+        both = [None if part is None else read_image_data(part, where) for part in (train, held_out)]
+        return images_task(name, where, both[0], both[1], seed)
     train_rows = _read_data(kind, train, where)
     held_rows = _read_data(kind, held_out, where) if held_out is not None else None
     return _assemble(kind, name, where, train_rows, held_rows, seed)
@@ -196,12 +212,14 @@ def _from_data(kind: TaskKind | None, data: Any, seed: int) -> Task:
 def _infer_kind(data: Any, where: str) -> TaskKind:
     if not hasattr(data, "column_names"):
         return "text"
+    if reads_images(data.column_names):
+        return "images"
     kind = kind_of(data.column_names)
     if kind is None:
         columns = ", ".join(map(str, data.column_names))
         raise BadInput(
             f"{where}: its columns ({columns}) make no task; rename them to text, to text and label, "
-            "or to sentence1, sentence2 and score"
+            "to sentence1, sentence2 and score, or to image and label"
         )
     if kind == "sts" and not {name.lower() for name in data.column_names}.intersection(SCORE_NAMES[:-1]):
         first = next(iter(data), None)
@@ -249,24 +267,13 @@ def _assemble(kind: TaskKind, name: str, where: str, train: list[Any], held_out:
 
 
 def _count(kind: TaskKind, count: int) -> str:
-    noun = {"text": "passage", "sts": "pair", "classify": "example"}[kind]
+    noun = {"text": "passage", "sts": "pair"}.get(kind, "example")
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def split(rows: list[Row], *, seed: int, least: int) -> tuple[list[Row], list[Row]]:
-    """Return the rows to train on and those held out, each in its first order.
-
-    A tenth is held out, at least 20 and at most 1000, never more than half, but not fewer than ``least``.
-    """
-    count = min(max(round(len(rows) * HELD_OUT_SHARE), HELD_OUT_RANGE[0]), HELD_OUT_RANGE[1], len(rows) // 2)
-    chosen = set(np.random.default_rng(seed).permutation(len(rows))[: max(count, least)].tolist())
-    kept = [row for index, row in enumerate(rows) if index not in chosen]
-    return kept, [rows[index] for index in sorted(chosen)]
-
-
 def _text_task(name: str, train: list[str], held_rows: list[str]) -> Task:
-    held_out = HeldOut(texts=tuple(held_rows))
-    return _task("text", name, train, held_out)
+    held_out = HeldOut(examples=tuple(held_rows))
+    return task_of("text", name, train, held_out, LIKENESS)
 
 
 def _sts_task(
@@ -288,7 +295,7 @@ def _sts_task(
         if frozenset((left, right)) not in seen
     )
     texts = [text for left, right, _ in pairs for text in (left, right)]
-    return _task("sts", name, texts, held_out, pairs=pairs)
+    return task_of("sts", name, texts, held_out, SPEARMAN, pairs=pairs)
 
 
 def _scale(scores: list[float]) -> tuple[float, float]:
@@ -300,45 +307,16 @@ def _scale(scores: list[float]) -> tuple[float, float]:
 
 
 def _classify_task(name: str, where: str, train: list[tuple[str, str]], held_rows: list[tuple[str, str]]) -> Task:
-    names = _sorted_names({label for _, label in (*train, *held_rows)})
+    names = sorted_names({label for _, label in (*train, *held_rows)})
     for rows, part in ((train, "training"), ([*train, *held_rows], "")):
         if rows and len({label for _, label in rows}) == 1:
             what = f"all {part} examples" if part else "all examples"
             raise BadInput(f"{where}: {what} are of one class ({shorten(rows[0][1])}); give examples of two or more")
     index = {label: number for number, label in enumerate(names)}
-    held_out = HeldOut(texts=tuple(text for text, _ in held_rows), labels=tuple(index[label] for _, label in held_rows))
-    seen = set(held_out.texts)
-    labelled = tuple((text, index[label]) for text, label in train if text not in seen)
-    return _task("classify", name, [text for text, _ in labelled], held_out, labelled=labelled, label_names=names)
-
-
-def _sorted_names(labels: set[str]) -> tuple[str, ...]:
-    """Sort numbers by size, so that labels 0 to 10 stand where a classifier's outputs stand; others by alphabet."""
-    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", label) for label in labels):
-        return tuple(sorted(labels, key=lambda label: (int(label), label)))
-    return tuple(sorted(labels))
-
-
-def _task(
-    kind: TaskKind,
-    name: str,
-    texts: list[str],
-    held_out: HeldOut,
-    *,
-    pairs: tuple[tuple[str, str, float], ...] = (),
-    labelled: tuple[tuple[str, int], ...] = (),
-    label_names: tuple[str, ...] = (),
-) -> Task:
-    seen = set(held_out.passages)
-    train = tuple(text for text in dict.fromkeys(texts) if text not in seen)
-    return Task(
-        kind=kind,
-        name=name,
-        train=train,
-        held_out=held_out,
-        metric_name=METRIC_NAMES[kind],
-        fingerprint=fingerprint(kind, train, held_out, pairs, labelled, label_names),
-        pairs=pairs,
-        labelled=labelled,
-        label_names=label_names,
+    held_out = HeldOut(
+        examples=tuple(text for text, _ in held_rows), labels=tuple(index[label] for _, label in held_rows)
     )
+    seen = set(held_out.examples)
+    labelled = tuple((text, index[label]) for text, label in train if text not in seen)
+    texts = [text for text, _ in labelled]
+    return task_of("classify", name, texts, held_out, ACCURACY, labelled=labelled, label_names=names)

@@ -1,4 +1,4 @@
-"""What a network is for, as data: the texts to learn from, what is held out, and a measured quality."""
+"""What a network is for, as data: the examples to learn from, what is held out, and a measured quality."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isthmus.errors import BadInput
+from isthmus.examples import Example
 
-TaskKind = Literal["text", "sts", "classify"]
+TaskKind = Literal["text", "sts", "classify", "images"]
 
-KINDS: tuple[TaskKind, ...] = ("text", "sts", "classify")
-METRIC_NAMES: dict[TaskKind, str] = {"text": "likeness", "sts": "spearman", "classify": "accuracy"}
+KINDS: tuple[TaskKind, ...] = ("text", "sts", "classify", "images")
+LIKENESS, SPEARMAN, ACCURACY = "likeness", "spearman", "accuracy"
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,26 @@ class HeldOut:
 
     Parameters
     ----------
-    texts : tuple of str
-        The passages of a ``text`` task or the examples of a ``classify`` task.
+    examples : tuple of str or of Image
+        The passages of a ``text`` task, the examples of a ``classify`` task, or the images of an ``images`` task.
     labels : tuple of int
-        Of a ``classify`` task: one a text, an index into ``Task.label_names``.
+        Of a ``classify`` task, or of labelled images: one an example, an index into ``Task.label_names``.
     left, right : tuple of str
         Of an ``sts`` task: the two sides of each pair.
     scores : tuple of float
         Of an ``sts`` task: how alike each pair is, 0 to 1.
     """
 
-    texts: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
     labels: tuple[int, ...] = ()
     left: tuple[str, ...] = ()
     right: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
 
     @property
-    def passages(self) -> tuple[str, ...]:
-        """Every distinct text that is held out, in order."""
-        return tuple(dict.fromkeys((*self.texts, *self.left, *self.right)))
+    def passages(self) -> tuple[Example, ...]:
+        """Every distinct text or image that is held out, in order."""
+        return tuple(dict.fromkeys((*self.examples, *self.left, *self.right)))
 
 
 @dataclass(frozen=True)
@@ -67,35 +68,38 @@ class Task:
 
     Parameters
     ----------
-    kind : {"text", "sts", "classify"}
+    kind : {"text", "sts", "classify", "images"}
     name : str
         For display, such as ``sts:stsb``.
-    train : tuple of str
-        Distinct texts, without labels, for calibration and recovery. None of them is held out.
+    train : tuple of str or of Image
+        Distinct texts or images, without labels, for calibration and recovery. None of them is held out.
     held_out : HeldOut
-    metric_name : str
+    metric_name : {"likeness", "spearman", "accuracy"}
     fingerprint : str
         SHA-256 (hex) of all the data in the task, including how it is split.
     pairs : tuple of (str, str, float)
         Of an ``sts`` task: the pairs to train on, scores 0 to 1.
-    labelled : tuple of (str, int)
-        Of a ``classify`` task: the examples to train on, labels as indices into ``label_names``.
+    labelled : tuple of (str or Image, int)
+        Where there are classes: the examples to train on, labels as indices into ``label_names``.
     label_names : tuple of str
-        Of a ``classify`` task: the classes, numbers by size, others by alphabet.
+        The classes, numbers by size, others by alphabet.
+    notes : tuple of str
+        What was done to the data that a reader should know.
     """
 
     kind: TaskKind
     name: str
-    train: tuple[str, ...]
+    train: tuple[Example, ...]
     held_out: HeldOut
     metric_name: str
     fingerprint: str
     pairs: tuple[tuple[str, str, float], ...] = ()
-    labelled: tuple[tuple[str, int], ...] = ()
+    labelled: tuple[tuple[Example, int], ...] = ()
     label_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def require_train(self) -> tuple[str, ...]:
-        """Return the texts to train on.
+    def require_train(self) -> tuple[Example, ...]:
+        """Return the examples to train on.
 
         Raises
         ------
@@ -112,16 +116,16 @@ class Task:
 
 def fingerprint(
     kind: TaskKind,
-    train: tuple[str, ...],
+    train: tuple[Example, ...],
     held_out: HeldOut,
     pairs: tuple[tuple[str, str, float], ...],
-    labelled: tuple[tuple[str, int], ...],
+    labelled: tuple[tuple[Example, int], ...],
     label_names: tuple[str, ...],
 ) -> str:
     """Return the SHA-256 (hex) of a task's data; JSON keeps the boundaries between texts unambiguous."""
-    held = [held_out.texts, held_out.labels, held_out.left, held_out.right, held_out.scores]
+    held = [held_out.examples, held_out.labels, held_out.left, held_out.right, held_out.scores]
     digest = hashlib.sha256()
     for part in (kind, train, held, pairs, labelled, label_names):
-        digest.update(json.dumps(part).encode("ascii"))
+        digest.update(json.dumps(part, default=lambda image: image.digest.hex()).encode("ascii"))
         digest.update(b"\n")
     return digest.hexdigest()
