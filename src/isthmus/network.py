@@ -16,6 +16,45 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class ImageInput:
+    """What a network that reads images wants them to be.
+
+    Parameters
+    ----------
+    channels : int
+        1 for grey, 3 for colour.
+    height, width : int
+        Pixels.
+    mean, std : tuple of float
+        By channel, of values from 0 to 1: what is subtracted, and what is then divided by.
+    shortest_edge : int or None
+        The shorter side is resized to this and the middle cut out; None: resized to height and width as they are.
+    resample : {"bilinear", "bicubic", "nearest"}
+
+    Raises
+    ------
+    BadInput
+        If a number is out of its range.
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shortest_edge: int | None = None
+    resample: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.height, self.width) < 1:
+            raise BadInput(f"images of {self.channels} by {self.height} by {self.width}: give numbers above 0")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise BadInput(f"images: mean {self.mean} and std {self.std}; give {self.channels} of each, std above 0")
+        if self.resample not in ("bilinear", "bicubic", "nearest"):
+            raise BadInput(f"images: resample {self.resample!r} is not bilinear, bicubic or nearest")
+
+
+@dataclass(frozen=True)
 class Network:
     """A model with what belongs to it.
 
@@ -38,6 +77,8 @@ class Network:
         What ``isthmus.json`` says of a narrowed network; empty for an original.
     codes : mapping of str to bytes
         Weights that are coded on disk, by name of the parameter; the model holds what they decode to.
+    images : ImageInput or None
+        What it wants images to be; None for a network that reads text.
     """
 
     name: str
@@ -49,6 +90,7 @@ class Network:
     source: Path | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     codes: Mapping[str, bytes] = field(default_factory=dict)
+    images: ImageInput | None = None
 
     def with_model(self, model: nn.Module, tokenizer: Any = None) -> Network:
         """Return the same network around another model (and tokenizer), whose weights are not coded."""
@@ -70,14 +112,39 @@ def tokenize(network: Network, texts: Sequence[str], *, multiple: int | None = N
     return dict(encoded)
 
 
-def pool(network: Network, output: Any, attention_mask: Tensor) -> Tensor:
-    """Pool a model's output to one vector a text.
+def encode(network: Network, examples: Sequence[Any], *, multiple: int | None = None) -> dict[str, Tensor]:
+    """Return what a network's model takes, by the names of its inputs.
+
+    Parameters
+    ----------
+    examples : sequence of str, or of images
+        Images as `isthmus.pixels.pixel_values` takes them.
+    multiple : int, optional
+        Texts are padded to a multiple of so many tokens.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Of texts ``input_ids`` and ``attention_mask``, each ``(batch, tokens)``; of images ``pixel_values``,
+        ``(batch, channels, height, width)``, float32.
+    """
+    if network.images is None:
+        return tokenize(network, examples, multiple=multiple)
+    from isthmus.pixels import pixel_values
+
+    return {"pixel_values": pixel_values(network.images, examples)}
+
+
+def pool(network: Network, output: Any, attention_mask: Tensor | None) -> Tensor:
+    """Pool a model's output to one vector an example.
 
     Parameters
     ----------
     output : ModelOutput
-        With ``last_hidden_state`` of shape ``(batch, tokens, width)``, or ``logits`` of shape ``(batch, classes)``.
-    attention_mask : Tensor, shape ``(batch, tokens)``
+        With ``last_hidden_state`` of shape ``(batch, tokens, width)``, or, of images, ``(batch, width, height, width of
+        the map)``, or ``logits`` of shape ``(batch, classes)``.
+    attention_mask : Tensor, shape ``(batch, tokens)``, or None
+        None where every token counts, as in images.
 
     Returns
     -------
@@ -87,8 +154,12 @@ def pool(network: Network, output: Any, attention_mask: Tensor) -> Tensor:
         logits: Tensor = output.logits
         return logits
     hidden: Tensor = output.last_hidden_state
-    if network.pooling == "cls":
+    if hidden.dim() == 4:
+        pooled = hidden.mean((2, 3))
+    elif network.pooling == "cls":
         pooled = hidden[:, 0]
+    elif attention_mask is None:
+        pooled = hidden.mean(1)
     else:
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
