@@ -101,7 +101,7 @@ def export_error(narrow: Network, generator: np.random.Generator) -> float:
         from isthmus.export.checking import run_in_openvino
 
         found = run_in_openvino(narrow.model, inputs)
-        return _largest(found, {name: tensor for name, tensor in _outputs(narrow.model, inputs).items()})
+        return _largest(found, _outputs(narrow.model, inputs))
     return _text_export_error(narrow, inputs)
 
 
@@ -131,7 +131,9 @@ def narrowed(network: Network, sites: Sequence[Site], kept: Kept) -> Network:
     return network.with_model(narrow_model(network.model, sites, kept), tokenizer)
 
 
-def some_inputs(network: Network, generator: np.random.Generator, batch: int = 3, length: int = 12) -> dict[str, Tensor]:
+def some_inputs(
+    network: Network, generator: np.random.Generator, batch: int = 3, length: int = 12
+) -> dict[str, Tensor]:
     """Draw inputs: images, fewer of a large network's; or tokens, the last text padded by half."""
     from isthmus.sites.inputs import random_inputs, reads_images
 

@@ -101,7 +101,8 @@ def diagnose(network: Network, *, seed: int = 0, export: bool = True, progress: 
         rows.append(_check("mask", name, error, MASK_LIMIT))
         if error > MASK_LIMIT and len(members) > 1:
             rows += [
-                _check("mask", site.name, _mask_error(network, sites, [site], generator), MASK_LIMIT) for site in members
+                _check("mask", site.name, _mask_error(network, sites, [site], generator), MASK_LIMIT)
+                for site in members
             ]
     progress("doctor", steps - 4, steps, "all sites")
     everywhere: dict[str, list[int]] = {site.name: _some_units(site, generator) for site in gated}

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isthmus.sites.labels import support
+from isthmus.sites.seen import Call, Trace
 from isthmus.sites.site import Gate, Slice, regular_owners
-from isthmus.sites.tracing import Call, Trace
 
 Integers = NDArray[np.int64]
 
@@ -34,6 +34,8 @@ class Group:
     gates: tuple[Gate, ...]
     heads: bool
     trouble: str = ""
+    pads: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    """Modules that pad units with zeros, and which units they put before and after others."""
 
 
 def groups_of(found: Trace) -> list[Group]:
@@ -55,7 +57,16 @@ def groups_of(found: Trace) -> list[Group]:
             for name, dim, _ in signature
         )
         gates, trouble = _gates(found, unit_of, number)
-        groups.append(Group(len(units), slices, gates, units[0] in in_heads, trouble))
+        idle = next((part.parameter for part in slices if not found.calls.get(part.parameter.rpartition(".")[0])), "")
+        if idle:
+            trouble = f"{idle} is used outside the module that holds it"
+        pads = tuple(
+            (pad.module, tuple(number[unit] for unit in before), tuple(number[unit] for unit in after))
+            for pad in found.pads
+            for before, after in [(unit_of[pad.before.numpy()].tolist(), unit_of[pad.after.numpy()].tolist())]
+            if all(unit in number for unit in (*before, *after))
+        )
+        groups.append(Group(len(units), slices, gates, units[0] in in_heads, trouble, pads))
     return groups
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.sites.coupling import FREE_OUTPUTS
-from isthmus.sites.site import Attribute, Site
+from isthmus.sites.site import Attribute, Site, common_module
 from isthmus.sites.surgery import narrow_model
 
 #: Names under which modules keep how many heads there are, or how wide all of them are together.
@@ -124,7 +123,7 @@ def _around(model: nn.Module, site: Site) -> Iterable[tuple[str, nn.Module]]:
     owners = {part.parameter.rpartition(".")[0] for part in site.slices}
     known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.BatchNorm2d, nn.LayerNorm, nn.Embedding)
     if site.kind == "heads":
-        place = ".".join(os.path.commonprefix([owner.split(".") for owner in owners]))
+        place = common_module(part.parameter for part in site.slices)
         inside = [path for path, _ in model.named_modules() if path == place or path.startswith(f"{place}.")]
     else:
         inside = sorted(owners | {owner.rpartition(".")[0] for owner in owners})

@@ -1,7 +1,7 @@
 """Labels: which unit every entry of a tensor belongs to, so that coupled entries can be found.
 
-An entry of a tensor carries the number of the thing that it leaves with. Numbers that must be equal (the channels of two
-tensors that are added, the columns of a matrix and what they multiply) are *tied*; connected numbers are one unit.
+An entry of a tensor carries the number of the thing that it leaves with. Numbers that must be equal (the channels of
+two tensors that are added, the columns of a matrix and what they multiply) are *tied*; connected numbers are one unit.
 Number 0 stands for what cannot leave.
 
 The labels of a tensor are *factors*: integer tensors with as many dimensions as the tensor, each of full size or of
@@ -69,7 +69,7 @@ class Ties:
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Make two sets of labels the same, entry by entry; shapes are broadcast."""
-        one, other = torch.broadcast_tensors(first, second)
+        one, other = torch.broadcast_tensors(first, second)  # type: ignore[no-untyped-call]
         pairs = torch.stack((one.reshape(-1), other.reshape(-1)), 1).numpy()
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
         if len(pairs):

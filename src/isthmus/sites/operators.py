@@ -22,13 +22,12 @@ def elementwise(ties: Ties, operands: Sequence[Value], shape: tuple[int, ...]) -
     for operand in aligned:
         for factor in operand.factors:
             found = _joined(ties, found, factor)
+    result = Value(shape, tuple(found))
     for operand in aligned:
-        bare = set(range(len(shape))) - {dim for factor in operand.factors for dim in support(factor)}
-        for dim in bare:
-            if operand.shape[dim] > 1:
-                merged = (ties.merge(factor, dim) for factor in found)
-                found = [factor for factor in merged if factor is not None]
-    return Value(shape, tuple(found))
+        labelled = {dim for factor in operand.factors for dim in support(factor)}
+        bare = [dim for dim, size in enumerate(operand.shape) if size > 1 and dim not in labelled]
+        result = without(ties, result, bare)
+    return result
 
 
 def _joined(ties: Ties, found: list[Tensor], factor: Tensor) -> list[Tensor]:
@@ -42,11 +41,11 @@ def _joined(ties: Ties, found: list[Tensor], factor: Tensor) -> list[Tensor]:
             ties.fix(one)
         return rest
     both = set(support(rivals[0])) & set(support(factor))
-    one, other = (_reduced(ties, side, both) for side in (rivals[0], factor))
-    if one is None or other is None:  # cannot be: both depend on what they have in common
+    known, new = _reduced(ties, rivals[0], both), _reduced(ties, factor, both)
+    if known is None or new is None:  # cannot be: both depend on what they have in common
         return rest
-    ties.tie(one, other)
-    return [*rest, one]
+    ties.tie(known, new)
+    return [*rest, known]
 
 
 def _reduced(ties: Ties, factor: Tensor, keep: set[int]) -> Tensor | None:
@@ -67,9 +66,7 @@ def without(ties: Ties, value: Value, dims: Sequence[int]) -> Value:
     return Value(value.shape, factors)
 
 
-def product(
-    ties: Ties, left: Value, right: Value, *, weight: bool
-) -> tuple[Value, Tensor | None, Tensor | None]:
+def product(ties: Ties, left: Value, right: Value, *, weight: bool) -> tuple[Value, Tensor | None, Tensor | None]:
     """Return the labels of the batched matrix product of ``(n, p, k)`` and ``(n, k, q)``.
 
     Parameters
@@ -115,7 +112,7 @@ def product(
 
 def attention(ties: Ties, query: Value, key: Value, value: Value, bias: Value | None) -> tuple[Value, Tensor | None]:
     """Return the labels of attention over ``(batch, heads, tokens, size)``, and those of its heads."""
-    batch, heads, rows, size = query.shape
+    batch, heads, rows, _ = query.shape
     flat = [_flattened(ties, one) for one in (query, key, value)]
     turned = Value(
         (flat[1].shape[0], flat[1].shape[2], flat[1].shape[1]), tuple(f.transpose(1, 2) for f in flat[1].factors)
@@ -183,9 +180,25 @@ def joined(ties: Ties, parts: Sequence[Value], dim: int, shape: tuple[int, ...])
         pieces = []
         for part, factor in zip(parts, along, strict=True):
             piece = torch.zeros([1] * len(shape), dtype=torch.int64) if factor is None else factor
-            pieces.append(piece.expand([*part.shape]) if factor is not None else piece.expand([*part.shape]))
+            pieces.append(piece.expand(part.shape))
         factors.append(ties.compress(torch.cat(pieces, dim)))
     return Value(shape, ties.disjoint(factors))
+
+
+def padded(ties: Ties, value: Value, dim: int, before: int, after: int) -> tuple[Value, Tensor, Tensor]:
+    """Return the labels of a tensor that gets zeros before and after along ``dim``, and those of the zeros.
+
+    Nothing is lost where only zeros leave, so what is padded to labelled entries may leave too.
+    """
+    shape = (*value.shape[:dim], value.shape[dim] + before + after, *value.shape[dim + 1 :])
+    labels = value.along(dim)
+    if labels is None or before < 0 or after < 0:
+        return Value(shape, without(ties, value, [dim]).factors), ties.fresh(0), ties.fresh(0)
+    front, back = ties.fresh(before), ties.fresh(after)
+    size = [1] * len(shape)
+    size[dim] = shape[dim]
+    rest = tuple(factor for factor in value.factors if support(factor) != [dim])
+    return Value(shape, (*rest, torch.cat((front, labels, back)).reshape(size))), front, back
 
 
 def convolution(

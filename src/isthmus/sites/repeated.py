@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
+from isthmus.sites.seen import Trace
 from isthmus.sites.site import Gate, Site
-from isthmus.sites.tracing import Trace
 
 LAYERS = "layers"
 
@@ -23,7 +25,12 @@ def repeated_layers(model: nn.Module, found: Trace) -> Site | None:
             continue
         size = sum(parameter.numel() for parameter in module.parameters())
         alike = len({type(layer) for layer in module}) == 1
-        if alike and path and 2 * size > total and _is_chain([f"{path}.{index}" for index in range(len(module))], found):
+        if (
+            alike
+            and path
+            and 2 * size > total
+            and _is_chain([f"{path}.{index}" for index in range(len(module))], found)
+        ):
             return Site(LAYERS, "layers", len(module), gates=(Gate(path, "skip"),), module=path)
     return None
 
@@ -36,4 +43,4 @@ def _is_chain(paths: list[str], found: Trace) -> bool:
     ends = [found.chains[path][0] for path in paths if found.chains.get(path)]
     if len(shapes) > 1 or len(ends) != len(paths):
         return False
-    return all(before[1] == after[0] for before, after in zip(ends, ends[1:], strict=False))
+    return all(before[1] == after[0] for before, after in pairwise(ends))

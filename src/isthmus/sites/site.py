@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 SiteKind = Literal["width", "heads", "neurons", "channels", "layers", "vocabulary", "feature"]
+
+
+def common_module(tensors: Iterable[str]) -> str:
+    """Return the path of the innermost module that holds all of these parameters; empty for the network itself."""
+    owners = [name.split(".")[:-1] for name in tensors]
+    place = []
+    for steps in zip(*owners, strict=False):
+        if len(set(steps)) > 1:
+            break
+        place.append(steps[0])
+    return ".".join(place)
 
 
 def regular_owners(units: int, block: int, repeat: int = 1) -> NDArray[np.int64]:
@@ -67,11 +78,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An integer attribute of a module that must follow the number of kept units (times ``factor``)."""
+    """An integer attribute of a module that must follow the number of kept units (times ``factor``).
+
+    Where ``among`` is given, only those units count: channels of zeros are padded before and after others.
+    """
 
     module: str
     name: str
     factor: int = 1
+    among: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

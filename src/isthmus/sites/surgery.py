@@ -142,14 +142,15 @@ def refresh(module: nn.Module) -> None:
 def _forget(module: nn.Module) -> None:
     """Empty a module's caches: dictionaries of what it once computed from parameters that are smaller now."""
     for name, value in vars(module).items():
-        if type(value) is dict and not name.startswith("_") and value:
-            if all(isinstance(kept, Tensor) for kept in value.values()):
-                setattr(module, name, {})
+        cache = type(value) is dict and value and not name.startswith("_")
+        if cache and all(isinstance(kept, Tensor) for kept in value.values()):
+            setattr(module, name, {})
 
 
 def _set_attributes(model: nn.Module, site: Site, keep: Sequence[int]) -> None:
     for attribute in site.attributes:
-        setattr(model.get_submodule(attribute.module), attribute.name, len(keep) * attribute.factor)
+        counted = len(set(keep) & set(attribute.among)) if attribute.among else len(keep)
+        setattr(model.get_submodule(attribute.module), attribute.name, counted * attribute.factor)
 
 
 def keep_layers(model: nn.Module, path: str, keep: Sequence[int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from isthmus.sites.coupling import Group, groups_of
 from isthmus.sites.following import follow
 from isthmus.sites.inputs import random_inputs
 from isthmus.sites.repeated import repeated_layers
-from isthmus.sites.site import Site, SiteKind
-from isthmus.sites.tracing import Trace, trace
+from isthmus.sites.seen import Trace
+from isthmus.sites.site import Attribute, Site, SiteKind, common_module
+from isthmus.sites.tracing import trace
 
 WIDTH = "width"
 _PLACES: Mapping[str, int] = {"width": 0, "feature": 2}  # all others in between, in the order of their modules
@@ -79,8 +79,21 @@ def _sites(model: nn.Module, found: Trace, layers: Site | None) -> tuple[list[Si
         stream = kind == "width" or (kind == "channels" and len(_weights(model, group, 0)) > 1)
         # The mean and variance of one unit are no measure of anything but rounding.
         least = max(2 if _normed(group) else 1, group.units // 16) if stream else 1
-        sites.append(Site(name, kind, group.units, group.slices, group.gates, (), layer, least))
+        sites.append(Site(name, kind, group.units, group.slices, group.gates, _pads(model, group), layer, least))
     return sites, left
+
+
+def _pads(model: nn.Module, group: Group) -> tuple[Attribute, ...]:
+    """Return the integers of modules that say how many channels of zeros they put before and after others."""
+    found: list[Attribute] = []
+    for path, before, after in group.pads:
+        integers = {name: value for name, value in vars(model.get_submodule(path)).items() if type(value) is int}
+        for among in (before, after):
+            name = next((name for name, value in integers.items() if among and value == len(among)), None)
+            if name is not None:
+                del integers[name]
+                found.append(Attribute(path, name, 1, among))
+    return tuple(found)
 
 
 def _kind(model: nn.Module, group: Group, groups: Sequence[Group]) -> SiteKind:
@@ -96,7 +109,7 @@ def _kind(model: nn.Module, group: Group, groups: Sequence[Group]) -> SiteKind:
         return "width"
     matrices = {part.parameter for part in group.slices if part.parameter.endswith(".weight")}
     convolved = sum(_is_convolution(model, name) for name in matrices)
-    if convolved > 1 or all(_is_convolution(model, name) for name in (*writers, *readers)):
+    if convolved > 1 or any(_is_convolution(model, name) for name in writers):
         return "channels"
     return "width" if normed else "neurons"
 
@@ -106,7 +119,7 @@ def _normed(group: Group) -> bool:
 
 
 def _weights(model: nn.Module, group: Group, dim: int) -> list[str]:
-    """Return the weights of linear maps and convolutions of which a group is ``dim``: 0, they write it; 1, they read it.
+    """Return the weights of linear maps and convolutions that write a group (``dim`` 0) or read it (1).
 
     A depthwise convolution does neither: its channels pass through.
     """
@@ -139,8 +152,8 @@ def _layer_of(group: Group, layers: Site | None) -> int | None:
 
 def _place(group: Group) -> str:
     """Return the innermost module that holds all of a group's tensors; where that is the network, of the first."""
-    owners = [part.parameter.rpartition(".")[0].split(".") for part in group.slices]
-    return ".".join(os.path.commonprefix(owners)) or ".".join(owners[0])
+    names = [part.parameter for part in group.slices]
+    return common_module(names) or common_module(names[:1])
 
 
 def _name(model: nn.Module, kind: str, group: Group, layer: int | None) -> str:

@@ -111,14 +111,17 @@ def _removed_layers(skeleton: nn.Module, model: nn.Module, given: dict[str, Sequ
     modules = dict(model.named_modules())
     for path, whole in skeleton.named_modules():
         rest = modules.get(path)
-        lists = all(isinstance(one, nn.ModuleList | nn.Sequential) for one in (whole, rest))
-        if not lists or len(whole) == len(rest):  # type: ignore[arg-type]
+        if not isinstance(whole, nn.ModuleList | nn.Sequential) or not isinstance(rest, nn.ModuleList | nn.Sequential):
+            continue
+        if len(whole) == len(rest):
             continue
         keep = list(given[path]) if path in given else _indices(rest)
         if keep is None:
             # What holds no parameters (how often a layer is dropped in training) makes no difference here.
             signatures = {
-                str([(name, type(part)) for name, part in layer.named_modules() if list(part.parameters(recurse=False))])
+                str(
+                    [(name, type(part)) for name, part in layer.named_modules() if list(part.parameters(recurse=False))]
+                )
                 for layer in whole
             }
             if len(signatures) > 1:
@@ -128,7 +131,7 @@ def _removed_layers(skeleton: nn.Module, model: nn.Module, given: dict[str, Sequ
     return None
 
 
-def _indices(layers: nn.ModuleList) -> list[int] | None:
+def _indices(layers: nn.ModuleList | nn.Sequential) -> list[int] | None:
     """Return the index that each layer was built with, where layers carry one."""
     found = []
     for layer in layers:
