@@ -61,7 +61,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
     ),
     Architecture(
-        *("segformer", "SegformerForImageClassification", "SegformerConfig", 64),
+        *("segformer", "SegformerForImageClassification", "SegformerConfig", 32),
         {"hidden_sizes": [16, 24, 32, 64], "num_attention_heads": [1, 2, 2, 4], "depths": [1, 2, 1, 1]},
     ),
     Architecture(
@@ -112,9 +112,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         {"image_size": 64, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
     ),
     Architecture(
-        *("pvt", "PvtForImageClassification", "PvtConfig", 64),
+        *("pvt", "PvtForImageClassification", "PvtConfig", 32),
         {
-            "image_size": 64,
+            "image_size": 32,
             "hidden_sizes": [16, 32, 48, 64],
             "num_attention_heads": [1, 2, 3, 4],
             "depths": [1, 1, 1, 1],
@@ -126,6 +126,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
 )
 NAMES = tuple(one.name for one in ARCHITECTURES)
+
+
+def network(name: str, seed: int = 0) -> Network:
+    """Return a small random network by name, of transformers or not."""
+    return tiny(name, seed) if name in NAMES else module(name, seed)
 
 
 def tiny(name: str, seed: int = 0) -> Network:
@@ -148,6 +153,7 @@ def _network(name: str, model: nn.Module, side: int, channels: int = 3) -> Netwo
         if norms:
             momenta = [norm.momentum for norm in norms]
             for norm in norms:
+                norm.weight.normal_(1.0, 0.1)
                 norm.momentum = 1.0
             model.train()(torch.randn(8, channels, side, side))
             for norm, momentum in zip(norms, momenta, strict=True):
@@ -197,29 +203,28 @@ class Dense(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """A unit of ShuffleNet V2: half of the channels pass by, both halves are joined and shuffled."""
+    """A unit of ShuffleNet V2: half of the channels pass by, both halves are joined and shuffled.
+
+    After a second one the channels would hang together as a whole: what a half loses, the other must lose too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 12, 3, padding=1)
-        self.units = nn.ModuleList(
-            nn.Sequential(
-                *(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()),
-                *(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)),
-                *(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()),
-            )
-            for _ in range(2)
+        self.unit = nn.Sequential(
+            *(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()),
+            *(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)),
+            *(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()),
         )
         self.last = nn.Conv2d(12, 16, 1)
         self.classifier = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        for unit in self.units:
-            passed, changed = x.chunk(2, 1)
-            x = torch.cat((passed, unit(changed)), 1)
-            batch, channels, height, width = x.shape
-            x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, -1, height, width)
+        passed, changed = x.chunk(2, 1)
+        x = torch.cat((passed, self.unit(changed)), 1)
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, -1, height, width)
         return self.classifier(F.relu(self.last(x)).mean((2, 3)))
 
 

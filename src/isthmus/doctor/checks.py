@@ -72,7 +72,8 @@ def saved_error(network: Network, narrow: Network, kept: Kept, generator: np.ran
             save_artifact(narrow, place, {})
             if narrow.tokenizer is None:
                 kind: Any = type(narrow.model)
-                model = kind.from_pretrained(place, dtype="float32").eval()
+                # A copy, for kernels round differently where weights lie in a mapped file at odd addresses.
+                model = copy.deepcopy(kind.from_pretrained(place, dtype="float32").eval())
             else:
                 model = open_network(place).model
         return _largest(run(model, inputs), run(narrow.model, inputs))

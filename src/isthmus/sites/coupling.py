@@ -87,16 +87,16 @@ def _rectangular(found: Trace) -> Integers:
     there leave from every row at once: each row loses equally.
     """
     unit_of = found.ties.units()
-    while True:
+    before = -1
+    while found.ties.ties != before:
         before = found.ties.ties
-        for factor in found.joint:
+        for factor in found.joint:  # in the order in which they arose: a split before what is made of it
             labels = torch.from_numpy(unit_of)[factor]
             depends = [dim for dim in support(labels) if bool((labels != labels.narrow(dim, 0, 1)).any())]
             if len(depends) > 1:
                 found.ties.tie(factor, factor.narrow(depends[0], 0, 1))
-        if found.ties.ties == before:
-            return unit_of
-        unit_of = found.ties.units()
+                unit_of = found.ties.units()
+    return unit_of
 
 
 def _owned(found: Trace, unit_of: Integers) -> dict[int, dict[tuple[str, int], list[int]]]:
@@ -154,10 +154,21 @@ def _gates(found: Trace, unit_of: Integers, number: Mapping[int, int]) -> tuple[
             if gate is None or not (owner >= 0).all():
                 return (), f"{norm.module} takes the mean over more than these units"
             gates[gate] = None
+    gates = _not_behind_norms(found, gates)
     for value, makers in found.results.values():
         for gate in _closing_gates(found, value.factors, makers, lookup, unit_of, len(number)):
             gates[gate] = None
     return _without_doubles(gates), ""
+
+
+def _not_behind_norms(found: Trace, gates: Iterable[Gate]) -> dict[Gate, None]:
+    """Leave out the closing of what a module is given straight from a norm, which has closed it already."""
+    normed = {left for gate in gates if gate.where == "norm" for _, left in found.chains.get(gate.module, [])}
+    return {
+        gate: None
+        for gate in gates
+        if gate.where != "input" or any(entered not in normed for entered, _ in found.chains.get(gate.module, [(0, 0)]))
+    }
 
 
 def _without_doubles(gates: Iterable[Gate]) -> tuple[Gate, ...]:

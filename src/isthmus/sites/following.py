@@ -1,7 +1,7 @@
 """Following: sizes that a network's code states, which must follow its units, and units that must stay for them.
 
 A site that was traced is right as far as tensors go. Code may also state a size (``view(..., self.num_heads, -1)``).
-Each site is therefore narrowed on the meta device, where running costs nothing, and run. Integers of modules that count
+Each site is therefore narrowed and run, in large networks on the meta device. Integers of modules that count
 its units are made to follow; sites that only run when they lose equally many units become one; a site with which the
 network does not run is left alone.
 """
@@ -28,6 +28,10 @@ HEAD_COUNTS = frozenset(("num_attention_heads", "num_heads", "n_heads", "heads")
 HEAD_SIZES = frozenset(("all_head_size", "out_dim_projection", "out_dim_keys_values", "inner_dim"))
 #: Names under which modules keep how wide something is.
 SIZES = frozenset(("hidden_size", "embed_dim", "dim", "channels", "num_channels", "groups", "num_features"))
+
+
+#: Parameters from which on it takes longer to compute than to work out shapes.
+_LARGE = 3_000_000
 
 
 def follow(model: nn.Module, inputs: Mapping[str, Tensor], sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
@@ -134,15 +138,17 @@ def _around(model: nn.Module, site: Site) -> Iterable[tuple[str, nn.Module]]:
 
 
 class _Trial:
-    """Runs narrowed copies of a model without computing anything."""
+    """Runs narrowed copies of a model; of a large one without computing anything."""
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-        self.model, self.inputs = _on_meta(model), {name: tensor.to("meta") for name, tensor in inputs.items()}
-        try:
-            self.shapes = self._run(self.model)
-        except Exception:  # code that looks at values cannot run without any: run for real
-            self.model, self.inputs = model, dict(inputs)
-            self.shapes = self._run(self.model)
+        self.model, self.inputs = model, dict(inputs)
+        if sum(parameter.numel() for parameter in model.parameters()) >= _LARGE:
+            try:
+                self.model, self.inputs = _on_meta(model), {name: tensor.to("meta") for name, tensor in inputs.items()}
+                self.shapes = self._run(self.model)
+            except Exception:  # code that looks at values cannot run without any
+                self.model, self.inputs = model, dict(inputs)
+        self.shapes = self._run(self.model)
 
     def _run(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
         with torch.no_grad():

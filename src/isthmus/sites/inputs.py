@@ -35,7 +35,7 @@ def random_inputs(network: Network, batch: int = 1, *, seed: int = 0, length: in
     -------
     dict of str to Tensor
         Images as ``pixel_values`` (or under the name of a plain module's first argument), shape
-        ``(batch, channels, height, width)``, float32, normal; tokens as ``input_ids`` and ``attention_mask``.
+        ``(batch, channels, height, width)``, float32, noise around a colour; tokens as ``input_ids`` and ``attention_mask``.
 
     Raises
     ------
@@ -59,7 +59,9 @@ def random_images(model: nn.Module, batch: int = 1, seed: int = 0) -> dict[str, 
 
 def _image_inputs(model: nn.Module, shape: tuple[int, int, int], batch: int, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    inputs = {input_name(model): torch.randn((batch, *shape), generator=generator)}
+    # Noise alone looks alike once it is pooled: every image has colours of its own.
+    colours = torch.randn((batch, shape[0], 1, 1), generator=generator)
+    inputs = {input_name(model): torch.randn((batch, *shape), generator=generator) + colours}
     accepted = inspect.signature(model.forward).parameters
     if "noise" in accepted:  # masked autoencoders draw which patches they see; the same ones each time
         inputs["noise"] = torch.rand((batch, _patches(model, shape)), generator=generator)
