@@ -1,4 +1,4 @@
-"""The matrix of networks that read images: sites, mask equals removal, saved equals loaded, predicted equals measured."""
+"""The matrix of networks that read images: sites, mask and removal, saved and loaded, predicted and measured."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_the_doctor_finds_a_forgotten_gate(gate: int, monkeypatch: pytest.Monkey
     wrong = Site(first.name, first.kind, first.units, first.slices, fewer, first.attributes, minimum=first.minimum)
     monkeypatch.setattr(sites, "survey", lambda _: Survey((wrong, *found.sites[1:])))
     diagnosis = doctor.diagnose(network, export=False)
-    assert [row.site for row in diagnosis.rows if not row.ok and row.check == "mask"][0] == first.name
+    assert next(row.site for row in diagnosis.rows if not row.ok and row.check == "mask") == first.name
 
 
 # Networks that cannot be followed, or not wholly.

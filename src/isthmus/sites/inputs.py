@@ -35,7 +35,8 @@ def random_inputs(network: Network, batch: int = 1, *, seed: int = 0, length: in
     -------
     dict of str to Tensor
         Images as ``pixel_values`` (or under the name of a plain module's first argument), shape
-        ``(batch, channels, height, width)``, float32, noise around a colour; tokens as ``input_ids`` and ``attention_mask``.
+        ``(batch, channels, height, width)``, float32, noise around a colour; tokens as ``input_ids`` and
+        ``attention_mask``.
 
     Raises
     ------
