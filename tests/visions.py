@@ -92,6 +92,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]},
     ),
     Architecture(
+        *("bit", "BitForImageClassification", "BitConfig", 32),
+        {"embedding_size": 32, "hidden_sizes": [64, 64, 128], "depths": [1, 1, 1], "num_groups": 8},
+    ),
+    Architecture(
         *("resnet-basic", "ResNetModel", "ResNetConfig", 32),
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 2], "layer_type": "basic"},
     ),

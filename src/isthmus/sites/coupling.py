@@ -143,7 +143,8 @@ def _gates(found: Trace, unit_of: Integers, number: Mapping[int, int]) -> tuple[
         owner = lookup[unit_of[part.labels.numpy()]]
         if (owner >= 0).any():
             module = part.weight.rpartition(".")[0]
-            gate = _gate(found, module, "input", owner, part.labels, unit_of, len(number))
+            where = "within" if module in found.standardized else "input"
+            gate = _gate(found, module, where, owner, part.labels, unit_of, len(number))
             if gate is None:
                 return (), f"no module is given what {part.weight} multiplies"
             gates[gate] = None

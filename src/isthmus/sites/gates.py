@@ -6,7 +6,7 @@ anatomy, the Taylor and Fisher estimators (gradients at an open gate) and the va
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,9 +101,31 @@ def _install(model: nn.Module, gate: Gate, value: Tensor) -> list[Any]:
 
     if gate.where == "input":
         return [module.register_forward_pre_hook(lambda _, args: (scaled(args[0]), *args[1:]))]
+    if gate.where == "within":
+        return _within(module, entry_scale(gate, value, 1), scaled)
     if gate.where == "output":
         return [module.register_forward_hook(lambda _, __, output: scaled(output))]
     return [module.register_forward_hook(lambda norm, args, _: _normed(norm, gate, args[0], value))]
+
+
+def _within(module: nn.Module, scale: Tensor, scaled: Callable[[Tensor], Tensor]) -> list[Any]:
+    """Let a module see only the columns of its weight, and of what enters, that are not closed; then all again."""
+    keep = (scale.detach() != 0).nonzero().reshape(-1)
+    whole: list[nn.Parameter] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        weight: Any = module.weight
+        whole.append(weight)
+        module.weight = nn.Parameter(weight.detach().index_select(1, keep), requires_grad=False)
+        return (scaled(args[0]).index_select(1, keep), *args[1:])
+
+    def leave(*_: Any) -> None:
+        if whole:
+            module.weight = whole.pop()
+
+    if len(keep) == len(scale):
+        return [module.register_forward_pre_hook(lambda _, args: (scaled(args[0]), *args[1:]))]
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
 
 
 def _normed(norm: Any, gate: Gate, stream: Tensor, value: Tensor) -> Tensor:

@@ -185,6 +185,9 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         value = self.value(args[0])
         assert value is not None
         self.values[output[0]] = operators.by_channel(self.trace.ties, value, [self.value(one) for one in args[1:5]])
+        if (name := self.name(args[0])) is not None:
+            self.parameters[output[0]] = name
+            self.trace.standardized.add(name.rpartition(".")[0])
 
     def _layer_norm(self, args: Any, kwargs: Any, output: Any) -> None:
         value, over = self.value(args[0]), len(args[1])

@@ -72,6 +72,8 @@ class Trace:
     joint: list[Tensor] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     results: dict[str, tuple[Value, tuple[str, ...]]] = field(default_factory=dict)
+    standardized: set[str] = field(default_factory=set)
+    """Modules that standardize their weight over what enters before they use it."""
     pads: list[Pad] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
     chains: dict[str, list[tuple[int, int]]] = field(default_factory=dict)

@@ -32,9 +32,10 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     mode = Follow(found)
     # A buffer that is not saved is built anew at its full size.
     saved = model.state_dict().keys()
+    kernels = {f"{path}.weight" for path, one in model.named_modules() if isinstance(one, nn.modules.conv._ConvNd)}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and name in saved:
-            found.tensors[name] = mode.values[tensor] = _labelled(ties, tensor)
+            found.tensors[name] = mode.values[tensor] = _labelled(ties, tensor, 2 if name in kernels else tensor.dim())
             mode.names[id(tensor)] = name
     handles = _follow_modules(model, mode)
     try:
@@ -50,9 +51,10 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     return found
 
 
-def _labelled(ties: Ties, tensor: Tensor) -> Value:
+def _labelled(ties: Ties, tensor: Tensor, dims: int) -> Value:
+    """Return labels of a tensor of their own for each of its first dimensions."""
     factors: list[Tensor] = []
-    for dim, size in enumerate(tensor.shape):
+    for dim, size in enumerate(tensor.shape[:dims]):
         if size > 1:
             shape = [1] * tensor.dim()
             shape[dim] = size
