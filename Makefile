@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts tests docs claims bench fuzz clean
+.PHONY: help setup demo test lint types contracts tests docs claims bench networks fuzz clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -40,6 +40,7 @@ docs: $(STAMP)  ## the tables in docs/, from the methods and the results of thei
 	$(BIN)/python -m isthmus.methods docs/methods.md
 	$(BIN)/python -m claims --table
 	$(BIN)/python -m benchmarks --table
+	$(BIN)/python tests/write_networks.py --table
 
 claims: $(STAMP)  ## run the experiments that test the papers' claims (hours; needs ISTHMUS_DATA)
 	$(BIN)/python -m claims
@@ -47,6 +48,9 @@ claims: $(STAMP)  ## run the experiments that test the papers' claims (hours; ne
 
 bench: $(STAMP)  ## side by side with other tools (needs ISTHMUS_DATA)
 	$(BIN)/python -m benchmarks
+
+networks: $(STAMP)  ## ask the doctor about every architecture (minutes), for docs/networks.md
+	$(BIN)/python tests/write_networks.py --again
 
 fuzz: $(STAMP)  ## feed the decoder of coded weights 100,000 damaged inputs (minutes)
 	$(BIN)/python tests/fuzz.py --inputs 100000 --seed 0

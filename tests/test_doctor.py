@@ -40,7 +40,7 @@ def test_a_forgotten_gate_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """An anatomy that forgets one norm: closing the width no longer gives what removing it gives."""
     found = sites.discover(networks.tiny("bert"))
     wrong = tuple(replace(site, gates=site.gates[:-1]) if site.name == sites.WIDTH else site for site in found)
-    monkeypatch.setattr(sites, "discover", lambda _: wrong)
+    monkeypatch.setattr(sites, "survey", lambda _: sites.Survey(wrong))
     diagnosis = doctor.diagnose(networks.tiny("bert"), export=False)
     assert not diagnosis.ok
     assert {row.site for row in diagnosis.rows if not row.ok} <= {sites.WIDTH, "all sites"}

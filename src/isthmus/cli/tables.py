@@ -270,6 +270,8 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
     wrong = sum(not row.ok for row in diagnosis.rows)
     total = len(diagnosis.rows)
     print(f"all {total} checks passed" if not wrong else f"{wrong} of {total} checks failed")
+    for line in diagnosis.left:
+        print(f"left alone: {line}")
 
 
 def show_demo(demo: Demo) -> None:

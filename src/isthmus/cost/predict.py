@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from isthmus.cost.measure import macs_by_module
 from isthmus.cost.rates import Rate, Term, presence
+from isthmus.sites.site import common_module
 
 if TYPE_CHECKING:
     import torch
@@ -80,12 +81,18 @@ def coded_bytes_rate(model: torch.nn.Module, sites: Sequence[Site], bits: Mappin
     return Rate("bytes", _merge(terms))
 
 
-def macs_rate(model: torch.nn.Module, sites: Sequence[Site], length: int) -> Rate:
-    """Return the multiply-accumulates of one sequence as a function of the kept units.
+def macs_rate(
+    model: torch.nn.Module,
+    sites: Sequence[Site],
+    length: int,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+) -> Rate:
+    """Return the multiply-accumulates of one sequence, or of one image, as a function of the kept units.
 
     The network is run once and counted module by module. A linear layer costs its weight's size times the number of
-    rows that it saw (``length``, or 1 in a pooler). What else a layer multiplies is attention, which grows with its
-    heads; what else is multiplied outside the layers is fixed.
+    rows that it saw (``length``, or 1 in a pooler), a convolution its weight's size times the positions that it
+    computes. What else is multiplied in a layer, or around heads outside the layers, is attention, which grows with
+    the heads; anything else that is multiplied is fixed.
 
     Parameters
     ----------
@@ -93,15 +100,19 @@ def macs_rate(model: torch.nn.Module, sites: Sequence[Site], length: int) -> Rat
     sites : sequence of Site
     length : int
         Tokens of the sequence.
+    inputs : mapping of str to Tensor, optional
+        Keyword arguments of the network for one example, where the model alone does not say what they are.
     """
     import torch
 
-    counted = macs_by_module(model, example_inputs(model, length))
-    rest = defaultdict(int, {layer: counted[layer] for layer in _layer_paths(sites) if layer in counted})
+    counted = macs_by_module(model, example_inputs(model, length) if inputs is None else inputs)
+    places = {place: counted[place] for place in (*_layer_paths(sites), *_attention_places(sites)) if place in counted}
+    rest = defaultdict(int, places)
     rest[""] = counted[""] - sum(rest.values())
     terms: list[Term] = []
     for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or not counted.get(name):
+        kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+        if not isinstance(module, kinds) or not counted.get(name):
             continue
         rows = counted[name] / module.weight.numel()
         weight = f"{name}.weight"
@@ -109,9 +120,9 @@ def macs_rate(model: torch.nn.Module, sites: Sequence[Site], length: int) -> Rat
             Term(term.coefficient * rows, term.factors)
             for term in _tensor_terms(weight, tuple(module.weight.shape), sites)
         ]
-        rest[_layer_of(weight, sites)[0]] -= counted[name]
-    for layer, macs in rest.items():
-        terms += _attention_terms(layer, macs, sites)
+        rest[next((place for place in places if weight.startswith(f"{place}.")), "")] -= counted[name]
+    for place, macs in rest.items():
+        terms += _attention_terms(place, macs, sites)
     return Rate("macs", _merge(terms))
 
 
@@ -159,9 +170,17 @@ def saved_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def example_inputs(model: torch.nn.Module, length: int, batch: int = 1) -> dict[str, torch.Tensor]:
-    """Return inputs that any text encoder accepts: (batch, length) token numbers that are not padding, and a mask."""
+    """Return inputs that a model accepts.
+
+    Of text encoders (batch, length) token numbers that are not padding, and a mask; of models of images random ones of
+    the size that the config names.
+    """
     import torch
 
+    from isthmus.sites.inputs import model_reads_images, random_images
+
+    if model_reads_images(model):
+        return random_images(model, batch)
     padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     token = 0 if padding is None else int(padding == 0)
     device = next(model.parameters()).device
@@ -173,6 +192,21 @@ def example_inputs(model: torch.nn.Module, length: int, batch: int = 1) -> dict[
 
 def _layer_paths(sites: Sequence[Site]) -> list[str]:
     return [f"{site.module}.{i}" for site in sites if site.kind == "layers" for i in range(site.units)]
+
+
+def _attention_places(sites: Sequence[Site]) -> dict[str, Site]:
+    """Return the heads that belong to no layer of the network's list, by the module that holds all of their tensors.
+
+    Heads that all layers share belong to each of them, and to no place of their own.
+    """
+    heads = [site for site in sites if site.kind == "heads" and site.layer is None]
+    layers = _layer_paths(sites)
+    places = {}
+    for site in heads:
+        place = common_module(part.parameter for part in site.slices)
+        if place and not any(layer == place or layer.startswith(f"{place}.") for layer in layers):
+            places[place] = site
+    return places
 
 
 def _layer_of(name: str, sites: Sequence[Site]) -> tuple[str, int | None]:
@@ -205,8 +239,8 @@ def _dimension_forms(name: str, shape: tuple[int, ...], sites: Sequence[Site]) -
         for site in sites:
             for part in site.slices:
                 if part.parameter == name and part.dim % len(shape) == dim:
-                    form.append((part.block * part.repeat, site.name))
-                    fixed -= part.block * part.repeat * site.units
+                    form.append((part.each, site.name))
+                    fixed -= part.each * site.units
         if fixed < 0:
             raise ValueError(f"the sites claim {size - fixed} entries of dimension {dim} of {name}, which has {size}")
         forms.append([*form, (fixed, None)] if fixed else form)
@@ -227,14 +261,23 @@ def _tensor_terms(name: str, shape: tuple[int, ...], sites: Sequence[Site]) -> l
 
 
 def _attention_terms(layer: str, macs: float, sites: Sequence[Site]) -> list[Term]:
-    """Return the terms of what is multiplied in a layer besides its linear layers; outside the layers it is fixed."""
+    """Return the terms of what is multiplied in a place besides its linear layers and convolutions.
+
+    In a layer, and around heads outside the layers, that is attention; anywhere else it is fixed.
+    """
     if not macs:
         return []
     if not layer:
         return [Term(float(macs))]
+    places = _attention_places(sites)
+    if layer in places:
+        return [Term(macs / places[layer].units, (places[layer].name,))]
     index = int(layer.rpartition(".")[2])
     # Heads that belong to no layer are shared by all of them.
-    heads = [site for site in sites if site.kind == "heads" and site.layer in (index, None)]
+    elsewhere = [site.name for site in places.values()]
+    heads = [
+        site for site in sites if site.kind == "heads" and site.layer in (index, None) and site.name not in elsewhere
+    ]
     if not heads:
         return [Term(float(macs), (presence(index),))]
     total = sum(site.units for site in heads)

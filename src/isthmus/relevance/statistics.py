@@ -84,7 +84,7 @@ def _watch(model: nn.Module, gate: Gate, total: Tensor, mask: list[Tensor | None
             total.add_(entries.reshape(-1, gate.block).sum(1))
 
     module = model.get_submodule(gate.module)
-    if gate.where == "input":
+    if gate.where in ("input", "within"):
         return [module.register_forward_pre_hook(lambda _, args: add(args[0]))]
     if gate.where in ("output", "norm"):
         return [module.register_forward_hook(lambda _, __, output: add(output))]

@@ -142,6 +142,11 @@ ANATOMIES: tuple[Anatomy, ...] = (
 )
 
 
+def has_anatomy(model_type: str | None) -> bool:
+    """Return whether an anatomy is declared for a transformers ``model_type``; other networks are traced."""
+    return any(model_type in anatomy.families for anatomy in ANATOMIES)
+
+
 def anatomy_of(model_type: str) -> Anatomy:
     """Return the anatomy of a transformers ``model_type``.
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from isthmus.errors import UnsupportedNetwork
 from isthmus.network import Network
-from isthmus.sites.anatomy import Anatomy, Feature, anatomy_of
+from isthmus.sites.anatomy import Anatomy, Feature, anatomy_of, has_anatomy
 from isthmus.sites.site import Attribute, Gate, Site, Slice
+from isthmus.sites.traced import Survey, survey_traced
 
 WIDTH, VOCABULARY, LAYERS = "width", "vocabulary", "layers"
 
@@ -52,14 +53,30 @@ def discover(network: Network) -> tuple[Site, ...]:
     Returns
     -------
     tuple of Site
-        ``vocabulary`` (where there is a tokenizer), ``width``, ``layers``, then heads and neurons layer by layer,
-        then features.
+        Of a declared anatomy ``vocabulary`` (where there is a tokenizer), ``width``, ``layers``, then heads and neurons
+        layer by layer, then features; of any other network what `isthmus.sites.traced.survey_traced` finds.
 
     Raises
     ------
     UnsupportedNetwork
-        If the family has no anatomy, or the network has parameters that its anatomy does not account for.
+        If the network has parameters that its declared anatomy does not account for, or nothing can be narrowed.
     """
+    return survey(network).sites
+
+
+def survey(network: Network) -> Survey:
+    """Find the sites of a network, and say what is left alone; as `discover` otherwise."""
+    config: Any = getattr(network.model, "config", None)
+    if has_anatomy(getattr(config, "model_type", None)):
+        return Survey(_declared(network))
+    found = survey_traced(network)
+    if not found.sites:
+        reason = found.left[0] if found.left else "no two of its tensors share a dimension that could become smaller"
+        raise UnsupportedNetwork(f"network {network.name}: nothing can be narrowed; {reason}")
+    return found
+
+
+def _declared(network: Network) -> tuple[Site, ...]:
     config: Any = network.model.config
     anatomy = anatomy_of(config.model_type)
     view = _View(network.model)

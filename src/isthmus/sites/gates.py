@@ -6,7 +6,7 @@ anatomy, the Taylor and Fisher estimators (gradients at an open gate) and the va
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,33 @@ from torch import Tensor, nn
 from isthmus.sites.site import Gate, Site
 
 
-def _scale(value: Tensor, block: int) -> Tensor:
-    return value.repeat_interleave(block) if block > 1 else value
+def entry_scale(gate: Gate, value: Tensor, dims: int) -> Tensor:
+    """Return what a gate multiplies entries by, such that it broadcasts to a tensor of ``dims`` dimensions.
+
+    Parameters
+    ----------
+    value : Tensor, shape ``(units,)``
+        Entries that belong to no unit of the site are multiplied by 1.
+    """
+    if gate.owners:
+        owners = torch.as_tensor(gate.owners)
+        scale = torch.where(owners >= 0, value[owners.clamp(min=0)], 1.0)
+    else:
+        scale = value.repeat_interleave(gate.block) if gate.block > 1 else value
+    behind = dims - 1 - gate.dim % dims
+    return scale.reshape(-1, *[1] * behind) if behind else scale
 
 
-def gated_norm(norm: nn.LayerNorm, stream: Tensor, gate: Tensor) -> Tensor:
+def unit_sums(gate: Gate, entries: Tensor, units: int) -> Tensor:
+    """Add up what belongs to each unit at a gate, from ``(entries,)`` along the gate's dimension to ``(units,)``."""
+    if not gate.owners:
+        return entries.reshape(units, gate.block).sum(1)
+    owners = torch.as_tensor(gate.owners)
+    owned = owners >= 0
+    return entries.new_zeros(units).index_add(0, owners[owned], entries[owned])
+
+
+def gated_norm(norm: nn.LayerNorm | nn.GroupNorm, stream: Tensor, gate: Tensor) -> Tensor:
     """Layer-normalize over open units only.
 
     Mean and variance are weighted by the gate, so that a gate of zeros and ones gives exactly what a narrower layer
@@ -28,7 +50,7 @@ def gated_norm(norm: nn.LayerNorm, stream: Tensor, gate: Tensor) -> Tensor:
 
     Parameters
     ----------
-    stream : Tensor, shape ``(batch, tokens, width)``
+    stream : Tensor, shape ``(..., width)``
     gate : Tensor, shape ``(width,)``, from 0 (closed) to 1 (open)
     """
     weight = gate.clamp(0, 1)
@@ -36,11 +58,33 @@ def gated_norm(norm: nn.LayerNorm, stream: Tensor, gate: Tensor) -> Tensor:
     mean = (stream * weight).sum(-1, keepdim=True) / total
     centred = stream - mean
     variance = (centred.square() * weight).sum(-1, keepdim=True) / total
-    normed = centred * torch.rsqrt(variance + norm.eps)
-    normed = normed * norm.weight
-    if norm.bias is not None:
-        normed = normed + norm.bias
-    return normed * gate
+    return _scaled(norm, centred * torch.rsqrt(variance + norm.eps)) * gate
+
+
+def gated_group_norm(norm: nn.GroupNorm, maps: Tensor, gate: Tensor) -> Tensor:
+    """Normalize over all positions of open channels only, as a group norm of one group.
+
+    Parameters
+    ----------
+    maps : Tensor, shape ``(batch, channels, ...)``
+    gate : Tensor, shape ``(channels,)``, from 0 (closed) to 1 (open)
+    """
+    batch, channels = maps.shape[:2]
+    flat = maps.reshape(batch, channels, -1)
+    weight = gate.clamp(0, 1)[:, None]
+    total = (weight.sum() * flat.shape[-1]).clamp(min=1e-6)
+    mean = (flat * weight).sum((1, 2), keepdim=True) / total
+    centred = flat - mean
+    variance = (centred.square() * weight).sum((1, 2), keepdim=True) / total
+    normed = _scaled(norm, (centred * torch.rsqrt(variance + norm.eps)).transpose(1, 2)) * gate
+    return normed.transpose(1, 2).reshape(maps.shape)
+
+
+def _scaled(norm: nn.LayerNorm | nn.GroupNorm, normed: Tensor) -> Tensor:
+    """Multiply by a norm's weight and add its bias, where it has them, along the last dimension."""
+    if norm.weight is not None:
+        normed = normed * norm.weight
+    return normed if norm.bias is None else normed + norm.bias
 
 
 def _install(model: nn.Module, gate: Gate, value: Tensor) -> list[Any]:
@@ -51,13 +95,46 @@ def _install(model: nn.Module, gate: Gate, value: Tensor) -> list[Any]:
             for index, layer in enumerate(layers)
         ]
     module = model.get_submodule(gate.module)
+
+    def scaled(tensor: Tensor) -> Tensor:
+        return tensor * entry_scale(gate, value, tensor.dim()).to(tensor.dtype)
+
     if gate.where == "input":
-        scale = _scale(value, gate.block)
-        return [module.register_forward_pre_hook(lambda _, args: (args[0] * scale.to(args[0].dtype), *args[1:]))]
+        return [module.register_forward_pre_hook(lambda _, args: (scaled(args[0]), *args[1:]))]
+    if gate.where == "within":
+        return _within(module, entry_scale(gate, value, 1), scaled)
     if gate.where == "output":
-        scale = _scale(value, gate.block)
-        return [module.register_forward_hook(lambda _, __, output: output * scale.to(output.dtype))]
-    return [module.register_forward_hook(lambda norm, args, _: gated_norm(norm, args[0], value).to(args[0].dtype))]
+        return [module.register_forward_hook(lambda _, __, output: scaled(output))]
+    return [module.register_forward_hook(lambda norm, args, _: _normed(norm, gate, args[0], value))]
+
+
+def _within(module: nn.Module, scale: Tensor, scaled: Callable[[Tensor], Tensor]) -> list[Any]:
+    """Let a module see only the columns of its weight, and of what enters, that are not closed; then all again."""
+    keep = (scale.detach() != 0).nonzero().reshape(-1)
+    whole: list[nn.Parameter] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        weight: Any = module.weight
+        whole.append(weight)
+        module.weight = nn.Parameter(weight.detach().index_select(1, keep), requires_grad=False)
+        return (scaled(args[0]).index_select(1, keep), *args[1:])
+
+    def leave(*_: Any) -> None:
+        if whole:
+            module.weight = whole.pop()
+
+    if len(keep) == len(scale):
+        return [module.register_forward_pre_hook(lambda _, args: (scaled(args[0]), *args[1:]))]
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+
+
+def _normed(norm: Any, gate: Gate, stream: Tensor, value: Tensor) -> Tensor:
+    if gate.owners:
+        value = entry_scale(gate, value, 1)
+    if isinstance(norm, nn.GroupNorm):
+        return gated_group_norm(norm, stream, value).to(stream.dtype)
+    moved = gated_norm(norm, stream.movedim(gate.dim, -1), value)
+    return moved.movedim(-1, gate.dim).to(stream.dtype)
 
 
 def _skip_hook(value: Tensor) -> Any:
@@ -81,10 +158,10 @@ def gated(model: nn.Module, sites: Sequence[Site], values: Mapping[str, Tensor])
     """
     handles: list[Any] = []
     try:
-        for site in sites:
-            if site.name in values:
-                for gate in site.gates:
-                    handles += _install(model, gate, values[site.name])
+        placed = [(gate, values[site.name]) for site in sites if site.name in values for gate in site.gates]
+        # What passes a layer by is closed after it, so layers come first.
+        for gate, value in sorted(placed, key=lambda one: one[0].where != "skip"):
+            handles += _install(model, gate, value)
         yield
     finally:
         for handle in handles:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,11 +17,11 @@ Kept = Mapping[str, Sequence[int]]
 
 
 def slice_index(part: Slice, units: int, keep: Sequence[int]) -> Tensor:
-    """Return which entries along ``part.dim`` stay when the units in ``keep`` stay, shape ``(entries,)``."""
-    kept = torch.as_tensor(list(keep), dtype=torch.long)
-    within = (kept[:, None] * part.block + torch.arange(part.block)[None, :]).reshape(-1)
-    offsets = torch.arange(part.repeat) * units * part.block
-    return (offsets[:, None] + within[None, :]).reshape(-1)
+    """Return which entries along ``part.dim`` stay when the units in ``keep`` stay, rising, shape ``(entries,)``."""
+    staying = np.zeros(units + 1, dtype=bool)  # the last is that of entries that belong to no unit
+    staying[list(keep)] = True
+    staying[units] = True
+    return torch.from_numpy(np.flatnonzero(staying[part.owner_of(units)]))
 
 
 def check_kept(sites: Sequence[Site], kept: Kept) -> None:
@@ -66,61 +67,99 @@ def narrow_model(model: nn.Module, sites: Sequence[Site], kept: Kept) -> nn.Modu
         If ``kept`` does not fit the sites.
     """
     check_kept(sites, kept)
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     smaller: dict[int, Tensor] = {}
-    for name, parameter in _narrowed_parameters(parameters, sites, kept).items():
-        smaller[id(parameters[name])] = parameter
+    for name, tensor in _narrowed_tensors(parameters, sites, kept).items():
+        smaller[id(parameters[name])] = tensor
     # Handing the narrowed tensors to deepcopy as if already copied avoids ever holding a full second model.
     memo: dict[int, Any] = dict(smaller)
     narrowed = copy.deepcopy(model, memo)
     for module in narrowed.modules():
         refresh(module)
+        _forget(module)
     for site in sites:
         if site.name in kept:
             _set_attributes(narrowed, site, kept[site.name])
     for site in sites:
         if site.kind == "layers" and site.name in kept:
-            _keep_layers(narrowed, site, kept[site.name])
+            keep_layers(narrowed, site.module, kept[site.name])
         if site.kind == "vocabulary" and site.name in kept:
             _renumber_ids(narrowed, site, kept[site.name])
     return narrowed
 
 
-def _narrowed_parameters(parameters: Mapping[str, Tensor], sites: Sequence[Site], kept: Kept) -> dict[str, Tensor]:
-    changed: dict[str, Tensor] = {}
+def _narrowed_tensors(tensors: Mapping[str, Tensor], sites: Sequence[Site], kept: Kept) -> dict[str, Tensor]:
+    # Two sites may own parts of the same dimension, so what stays is told by the entries as they are now.
+    staying: dict[tuple[str, int], Tensor] = {}
     for site in sites:
         keep = kept.get(site.name)
         if keep is None or len(keep) == site.units:
             continue
         for part in site.slices:
-            tensor = changed.get(part.parameter, parameters[part.parameter]).detach()
-            changed[part.parameter] = tensor.index_select(part.dim, slice_index(part, site.units, keep))
-    return {
-        name: nn.Parameter(tensor.contiguous(), requires_grad=parameters[name].requires_grad)
-        for name, tensor in changed.items()
-    }
+            key = (part.parameter, part.dim % tensors[part.parameter].dim())
+            size = tensors[part.parameter].shape[part.dim]
+            mask = torch.zeros(size, dtype=torch.bool)
+            mask[slice_index(part, site.units, keep)] = True
+            staying[key] = staying[key] & mask if key in staying else mask
+    changed: dict[str, Tensor] = {}
+    for (name, dim), mask in staying.items():
+        tensor = changed.get(name, tensors[name]).detach()
+        changed[name] = tensor.index_select(dim, mask.nonzero().reshape(-1).to(tensor.device))
+    return {name: _like(tensors[name], tensor.contiguous()) for name, tensor in changed.items()}
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def refresh(module: nn.Module) -> None:
-    """Make a module's size attributes agree with the shapes of its parameters."""
+    """Make a module's size attributes agree with the shapes of its parameters.
+
+    Groups of a convolution or a group norm leave as a whole, so how many are left follows from the shape.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
     if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif isinstance(module, nn.LayerNorm):
+        if weight.dim() == 1:
+            module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1:
+            module.groups = weight.shape[0] // (module.out_channels // module.groups)
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups > 1:
+            module.num_groups = weight.shape[0] // (module.num_channels // module.num_groups)
+        module.num_channels = weight.shape[0]
+
+
+def _forget(module: nn.Module) -> None:
+    """Empty a module's caches: dictionaries of what it once computed from parameters that are smaller now."""
+    for name, value in vars(module).items():
+        cache = type(value) is dict and value and not name.startswith("_")
+        if cache and all(isinstance(kept, Tensor) for kept in value.values()):
+            setattr(module, name, {})
 
 
 def _set_attributes(model: nn.Module, site: Site, keep: Sequence[int]) -> None:
     for attribute in site.attributes:
-        setattr(model.get_submodule(attribute.module), attribute.name, len(keep) * attribute.factor)
+        counted = len(set(keep) & set(attribute.among)) if attribute.among else len(keep)
+        setattr(model.get_submodule(attribute.module), attribute.name, counted * attribute.factor)
 
 
-def _keep_layers(model: nn.Module, site: Site, keep: Sequence[int]) -> None:
-    parent_path, _, name = site.module.rpartition(".")
+def keep_layers(model: nn.Module, path: str, keep: Sequence[int]) -> None:
+    """Leave only some of the modules of the list or sequence at ``path``, in place."""
+    parent_path, _, name = path.rpartition(".")
     parent = model.get_submodule(parent_path)
     layers = getattr(parent, name)
-    setattr(parent, name, nn.ModuleList([layers[index] for index in keep]))
+    staying = [layers[index] for index in keep]
+    setattr(parent, name, nn.Sequential(*staying) if isinstance(layers, nn.Sequential) else nn.ModuleList(staying))
 
 
 def _renumber_ids(model: nn.Module, site: Site, keep: Sequence[int]) -> None:

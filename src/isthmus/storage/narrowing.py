@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from isthmus.errors import BadArtifact, UnsupportedNetwork
+from isthmus.sites.surgery import keep_layers, refresh
 from isthmus.storage.holders import expect_coded
 from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, RoundedLinear, round_inputs, rounded_inputs
 
@@ -23,7 +24,13 @@ METHOD = "isthmus"
 VERSION = 3  # 2: weights may be coded; 3: inputs may be rounded
 
 # Attributes that say the shape of a parameter: they follow from it and are not written down.
-_FROM_SHAPES = {"in_features", "out_features", "num_embeddings", "embedding_dim"}
+_FROM_SHAPES: dict[type[nn.Module], set[str]] = {
+    nn.Linear: {"in_features", "out_features"},
+    nn.Embedding: {"num_embeddings", "embedding_dim"},
+    nn.modules.conv._ConvNd: {"in_channels", "out_channels", "groups"},
+    nn.modules.batchnorm._NormBase: {"num_features"},
+    nn.GroupNorm: {"num_channels", "num_groups"},
+}
 
 
 def built(model: nn.Module) -> nn.Module:
@@ -37,6 +44,7 @@ def describe_narrowing(
     model: nn.Module,
     layers: Mapping[str, Sequence[int]] | None = None,
     coded: Mapping[str, int] | None = None,
+    skeleton: nn.Module | None = None,
 ) -> dict[str, Any] | None:
     """Describe how a narrowed transformers model differs from the one its config builds.
 
@@ -49,6 +57,8 @@ def describe_narrowing(
         index; needed only where layers have none and are not alike.
     coded : mapping of str to int, optional
         Bytes of the weights that are coded in the file, by name of the parameter.
+    skeleton : nn.Module, optional
+        The model before it was narrowed, for a module that no config builds; it is narrowed in place.
 
     Returns
     -------
@@ -60,7 +70,7 @@ def describe_narrowing(
     UnsupportedNetwork
         If the difference is not one of layers, shapes and integer attributes.
     """
-    skeleton = built(model)
+    skeleton = built(model) if skeleton is None else skeleton
     # What needs nothing newer says so, and older releases open it.
     inputs = rounded_inputs(model)
     version = 3 if inputs else 2 if coded else 1
@@ -68,8 +78,8 @@ def describe_narrowing(
     removed = _removed_layers(skeleton, model, dict(layers or {}))
     if removed is not None:
         description["layers"] = removed
-        _keep_layers(skeleton, removed["module"], removed["keep"])
-    old, new = _parameters(skeleton), _parameters(model)
+        keep_layers(skeleton, removed["module"], removed["keep"])
+    old, new = _tensors(skeleton), _tensors(model)
     if old.keys() != new.keys():
         name = min(old.keys() ^ new.keys())
         raise UnsupportedNetwork(f"network: parameter {name} is not where its config builds it; narrow by sites only")
@@ -90,19 +100,30 @@ def describe_narrowing(
     return description
 
 
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return dict(model.named_parameters(remove_duplicate=False))
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what is saved of a model: parameters, and buffers that last."""
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    saved = model.state_dict(keep_vars=True).keys()
+    return {**tensors, **{name: buffer for name, buffer in model.named_buffers() if name in saved}}
 
 
 def _removed_layers(skeleton: nn.Module, model: nn.Module, given: dict[str, Sequence[int]]) -> dict[str, Any] | None:
     modules = dict(model.named_modules())
     for path, whole in skeleton.named_modules():
         rest = modules.get(path)
-        if not isinstance(whole, nn.ModuleList) or not isinstance(rest, nn.ModuleList) or len(whole) == len(rest):
+        if not isinstance(whole, nn.ModuleList | nn.Sequential) or not isinstance(rest, nn.ModuleList | nn.Sequential):
+            continue
+        if len(whole) == len(rest):
             continue
         keep = list(given[path]) if path in given else _indices(rest)
         if keep is None:
-            signatures = {str([type(part) for part in layer.modules()]) for layer in whole}
+            # What holds no parameters (how often a layer is dropped in training) makes no difference here.
+            signatures = {
+                str(
+                    [(name, type(part)) for name, part in layer.named_modules() if list(part.parameters(recurse=False))]
+                )
+                for layer in whole
+            }
             if len(signatures) > 1:
                 raise UnsupportedNetwork(f"network: cannot tell which layers of {path} stay; give their indices")
             keep = list(range(len(rest)))
@@ -110,7 +131,7 @@ def _removed_layers(skeleton: nn.Module, model: nn.Module, given: dict[str, Sequ
     return None
 
 
-def _indices(layers: nn.ModuleList) -> list[int] | None:
+def _indices(layers: nn.ModuleList | nn.Sequential) -> list[int] | None:
     """Return the index that each layer was built with, where layers carry one."""
     found = []
     for layer in layers:
@@ -122,7 +143,8 @@ def _indices(layers: nn.ModuleList) -> list[int] | None:
 
 
 def _integers(module: nn.Module) -> dict[str, int]:
-    return {name: value for name, value in vars(module).items() if type(value) is int and name not in _FROM_SHAPES}
+    stated = {name for kind, names in _FROM_SHAPES.items() if isinstance(module, kind) for name in names}
+    return {name: value for name, value in vars(module).items() if type(value) is int and name not in stated}
 
 
 def _changed_attributes(skeleton: nn.Module, model: nn.Module) -> dict[str, dict[str, int]]:
@@ -169,12 +191,12 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
     prefix = str(getattr(model, "base_model_prefix", ""))
     if parts["layers"]:
         _check_and_keep_layers(model, parts["layers"], prefix)
-    parameters = _parameters(model)
+    tensors = _tensors(model)
     touched: set[str] = set()
     for name, shape in parts["shapes"].items():
-        found = _find(name, parameters, prefix)
+        found = _find(name, tensors, prefix)
         if found is not None:
-            _check_shape(name, shape, tuple(parameters[found].shape))
+            _check_shape(name, shape, tuple(tensors[found].shape))
             _resize(model, found, tuple(shape))
             touched.add(found)
         elif strict:
@@ -185,7 +207,7 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
     _refresh(model)
     _round_inputs(model, parts["inputs"], prefix, strict)
     if parts["coded"]:
-        known = _parameters(model)
+        known = _tensors(model)
         expect_coded(model, parts["coded"], lambda name: _find(name, known, prefix))
 
 
@@ -204,19 +226,12 @@ def _check_and_keep_layers(model: nn.Module, layers: Mapping[str, Any], prefix: 
     modules = dict(model.named_modules())
     found = _find(path, modules, prefix) if isinstance(path, str) else None
     whole = modules[found] if found else None
-    if found is None or not isinstance(whole, nn.ModuleList):
+    if found is None or not isinstance(whole, nn.ModuleList | nn.Sequential):
         raise _misfit(f"{path!r} is not a list of layers")
     rising = isinstance(keep, list) and all(type(index) is int for index in keep) and keep == sorted(set(keep))
     if not isinstance(keep, list) or not rising or not keep or not 0 <= keep[0] <= keep[-1] < len(whole):
         raise _misfit(f"layers to keep must be rising indices from 0 to {len(whole) - 1}")
-    _keep_layers(model, found, keep)
-
-
-def _keep_layers(model: nn.Module, path: str, keep: Sequence[int]) -> None:
-    parent_path, _, name = path.rpartition(".")
-    parent = model.get_submodule(parent_path)
-    layers = getattr(parent, name)
-    setattr(parent, name, nn.ModuleList([layers[index] for index in keep]))
+    keep_layers(model, found, keep)
 
 
 def _check_shape(name: str, shape: Any, largest: tuple[int, ...]) -> None:
@@ -232,9 +247,10 @@ def _check_shape(name: str, shape: Any, largest: tuple[int, ...]) -> None:
 def _resize(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
-    parameter = getattr(module, own)
-    smaller = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
-    setattr(module, own, nn.Parameter(smaller, requires_grad=parameter.requires_grad))
+    tensor = getattr(module, own)
+    smaller = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    whole = isinstance(tensor, nn.Parameter)
+    setattr(module, own, nn.Parameter(smaller, requires_grad=tensor.requires_grad) if whole else smaller)
 
 
 def _narrow_unsaved(model: nn.Module, prefix: str, touched: set[str]) -> None:
@@ -245,7 +261,10 @@ def _narrow_unsaved(model: nn.Module, prefix: str, touched: set[str]) -> None:
     base = getattr(model, prefix, model) if prefix else model
     norms = [module for module in base.modules() if isinstance(module, nn.LayerNorm) and module.weight is not None]
     config: Any = model.config
-    full = int(config.get_text_config().hidden_size)
+    stated = getattr(config.get_text_config(), "hidden_size", None)
+    if not isinstance(stated, int):  # a network of several widths, a stage each
+        return
+    full = stated
     width = int(norms[-1].weight.shape[0]) if norms else full
     if width == full:
         return
@@ -294,17 +313,29 @@ def _round_inputs(model: nn.Module, inputs: Mapping[str, Any], prefix: str, stri
 def _refresh(model: nn.Module) -> None:
     """Make the sizes that modules state agree with their parameters, and check that these agree with one another."""
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.Embedding):
-            module.num_embeddings, module.embedding_dim = module.weight.shape
-        elif isinstance(module, nn.LayerNorm) and module.weight is not None:
-            module.normalized_shape = tuple(module.weight.shape)
-        for bias in _biases(module):
-            if bias.shape != module.weight.shape[:1]:
-                raise _misfit(f"bias and weight of {path} have {bias.shape[0]} and {module.weight.shape[0]} rows")
+        _check_groups(path, module)
+        refresh(module)
+        for tensor in _rows(module):
+            if tensor.shape != module.weight.shape[:1]:
+                raise _misfit(f"bias and weight of {path} have {tensor.shape[0]} and {module.weight.shape[0]} rows")
 
 
-def _biases(module: nn.Module) -> Iterator[torch.Tensor]:
-    if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None and module.weight is not None:
-        yield module.bias
+def _check_groups(path: str, module: nn.Module) -> None:
+    """Check that whole groups of a convolution or a group norm are left."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        groups, channels = module.groups, module.out_channels
+    elif isinstance(module, nn.GroupNorm):
+        groups, channels = module.num_groups, module.num_channels
+    else:
+        return
+    if groups > 1 and module.weight is not None and module.weight.shape[0] % (channels // groups):
+        raise _misfit(f"{path} has {module.weight.shape[0]} channels in groups of {channels // groups}")
+
+
+def _rows(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the tensors that have as many entries as a module's weight has rows."""
+    kinds = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+    if isinstance(module, kinds) and getattr(module, "weight", None) is not None:
+        for name in ("bias", "running_mean", "running_var"):
+            if isinstance(tensor := getattr(module, name, None), torch.Tensor):
+                yield tensor
