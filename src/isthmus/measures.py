@@ -66,6 +66,7 @@ def _layers() -> tuple[Listed, ...]:
     from isthmus.information import (
         collapse,
         coupling,
+        cramming,
         generalization,
         geometry,
         invariance,
@@ -110,6 +111,12 @@ def _layers() -> tuple[Listed, ...]:
             "normgrad",
             saliency,
             "What each location adds to a gradient: NormGrad, Grad-CAM and others, by layer.",
+        ),
+        (
+            "cramming",
+            "cramming-1568",
+            cramming,
+            "How much text one input vector of a language model holds, in tokens and bits.",
         ),
     )
     return tuple(Listed(name, slug, ANALYSIS, module, summary) for name, slug, module, summary in found)
