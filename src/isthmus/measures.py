@@ -69,6 +69,7 @@ def _layers() -> tuple[Listed, ...]:
         cramming,
         generalization,
         geometry,
+        heads,
         invariance,
         plane,
         saliency,
@@ -117,6 +118,12 @@ def _layers() -> tuple[Listed, ...]:
             "cramming-1568",
             cramming,
             "How much text one input vector of a language model holds, in tokens and bits.",
+        ),
+        (
+            "attention heads",
+            None,
+            heads,
+            "What heads look at: entropy, distance, special tokens, and pairs that they find.",
         ),
     )
     return tuple(Listed(name, slug, ANALYSIS, module, summary) for name, slug, module, summary in found)
