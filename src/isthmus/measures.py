@@ -66,8 +66,10 @@ def _layers() -> tuple[Listed, ...]:
     from isthmus.information import (
         collapse,
         coupling,
+        cramming,
         generalization,
         geometry,
+        heads,
         invariance,
         plane,
         saliency,
@@ -110,6 +112,18 @@ def _layers() -> tuple[Listed, ...]:
             "normgrad",
             saliency,
             "What each location adds to a gradient: NormGrad, Grad-CAM and others, by layer.",
+        ),
+        (
+            "cramming",
+            "cramming-1568",
+            cramming,
+            "How much text one input vector of a language model holds, in tokens and bits.",
+        ),
+        (
+            "attention heads",
+            None,
+            heads,
+            "What heads look at: entropy, distance, special tokens, and pairs that they find.",
         ),
     )
     return tuple(Listed(name, slug, ANALYSIS, module, summary) for name, slug, module, summary in found)
