@@ -250,7 +250,10 @@ def test_a_module_that_does_not_say_what_images_it_wants_is_refused() -> None:
 def test_the_network_is_as_before() -> None:
     network = visions.network("levit")
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
-    survey(network)
+    found = survey(network)
+    assert any(site.kind == "heads" for site in found.sites)
+    checks.run(network.model, random_inputs(network))  # which fills a cache of what comes of parameters
+    assert survey(network) == found
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.model.modules())
 

@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "networks.json", ROOT / "docs" / "networks.md"
+LIMITS = {"mask": 1e-5, "saved": 0.0, "exported": 1e-4, "vocabulary": 1e-5}
 INTRODUCTION = """# Networks
 
 Which architectures have sites, and what was proved of each: `isthmus doctor` on a small random network of that class,
@@ -92,8 +93,14 @@ def table(results: dict[str, Any]) -> str:
         if row["ok"]:
             lines.append(f"| {name} | `{row['class']}` | {sites} | " + " | ".join(figures) + " |")
         left += [f"| {name} | {line.partition(': ')[0]} | {line.partition(': ')[2]} |" for line in row["left"]]
+    failed = []
+    for name, row in results.items():
+        broken = ", ".join(check for check, error in row["worst"].items() if error > LIMITS[check])
+        failed += [] if row["ok"] else [f"| {name} | `{row['class']}` | {broken} |"]
     passed = sum(row["ok"] for row in results.values())
     lines += ["", f"{passed} of {len(results)} networks passed every check.", ""]
+    if failed:
+        lines += ["## Not passed", "", "| architecture | class | what did not hold |", "|---|---|---|", *failed, ""]
     if left:
         lines += ["## Left alone", "", "| architecture | where | why |", "|---|---|---|", *left]
     return "\n".join(lines)

@@ -76,7 +76,7 @@ def narrow_model(model: nn.Module, sites: Sequence[Site], kept: Kept) -> nn.Modu
     narrowed = copy.deepcopy(model, memo)
     for module in narrowed.modules():
         refresh(module)
-        _forget(module)
+        forget(module)
     for site in sites:
         if site.name in kept:
             _set_attributes(narrowed, site, kept[site.name])
@@ -139,8 +139,8 @@ def refresh(module: nn.Module) -> None:
         module.num_channels = weight.shape[0]
 
 
-def _forget(module: nn.Module) -> None:
-    """Empty a module's caches: dictionaries of what it once computed from parameters that are smaller now."""
+def forget(module: nn.Module) -> None:
+    """Empty a module's caches: dictionaries of what it once computed from its parameters."""
     for name, value in vars(module).items():
         cache = type(value) is dict and value and not name.startswith("_")
         if cache and all(isinstance(kept, Tensor) for kept in value.values()):

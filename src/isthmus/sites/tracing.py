@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from isthmus.sites.labels import Ties, Value
 from isthmus.sites.passing import Follow
 from isthmus.sites.seen import Call, Trace
+from isthmus.sites.surgery import forget
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
@@ -27,6 +28,8 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     inputs : mapping of str to Tensor
         Keyword arguments; one example is enough.
     """
+    for module in model.modules():
+        forget(module)  # what was computed from parameters before would not be seen to come from them
     ties = Ties()
     found = Trace(ties)
     mode = Follow(found)
