@@ -51,9 +51,10 @@ def case(kind: str) -> tuple[Network, Task]:
 
 
 def half(network: Network) -> tuple[Network, dict[str, list[int]]]:
-    """Return a network with half of the neurons of its layers, or of the channels within its blocks."""
+    """Return a network with half of its stream and of its layers' neurons, or of the channels within its blocks."""
     sites = discover(network)
-    inner = [site for site in sites if site.kind == "neurons" or (site.kind == "channels" and "layer" in site.name)]
+    kinds = ("width", "neurons")
+    inner = [site for site in sites if site.kind in kinds or (site.kind == "channels" and "layer" in site.name)]
     kept = {site.name: list(range(0, site.units, 2)) for site in inner}
     return network.with_model(narrow_model(network.model, sites, kept)), kept
 

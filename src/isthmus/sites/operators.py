@@ -169,7 +169,7 @@ def parted(ties: Ties, value: Value, dim: int, sizes: Sequence[int]) -> Value:
 def joined(ties: Ties, parts: Sequence[Value], dim: int, shape: tuple[int, ...]) -> Value:
     """Return the labels of tensors that are concatenated along ``dim``."""
     dim %= len(shape)
-    parts = [part for part in parts if part.shape[dim] > 0 and len(part.shape) == len(shape)]
+    parts = [part for part in parts if len(part.shape) == len(shape) and part.shape[dim] > 0]
     across = [
         Value((*part.shape[:dim], 1, *part.shape[dim + 1 :]), tuple(f for f in part.factors if dim not in support(f)))
         for part in parts
