@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import random
-import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,14 +37,6 @@ def digest_of(arrays: Sequence[npt.NDArray[Any]]) -> str:
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def idx_array(path: Path) -> npt.NDArray[np.uint8]:
-    """Return the bytes of a gzipped IDX file, in its shape (as Fashion-MNIST comes)."""
-    raw = gzip.decompress(path.read_bytes())
-    dims = raw[3]
-    shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
 def encoder_texts(folder: Path) -> list[str]:

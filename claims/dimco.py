@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from claims.coding import Point
 from claims.common import Outcome
-from claims.data import digest_of, idx_array
+from claims.data import digest_of
 from claims.equal_bytes import part_of, share_passed
 from claims.trials import Column, Trials, of_arm, paired
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
@@ -32,6 +32,7 @@ from isthmus.information.training.infomax_codes import (
     place_information,
 )
 from isthmus.tasks.data import data_folder
+from isthmus.tasks.image_arrays import read_idx
 
 FILES = ("fashion-mnist/train-images-idx3-ubyte.gz", "fashion-mnist/train-labels-idx1-ubyte.gz")
 OURS, FREE, PRODUCT, SIGNS, CLASSIFIER = (
@@ -61,7 +62,7 @@ def data(seed: int) -> Data:
     folder = data_folder()
     if folder is None:
         raise BadInput("dimco: skipped, no folder of data")
-    images, labels = (idx_array(folder / file) for file in FILES)
+    images, labels = (read_idx(folder / file) for file in FILES)
     order = np.random.default_rng(seed).permutation(len(images))[: TRAINED + STORED + QUERIES]
     pixels = images[order].reshape(len(order), -1).astype(np.float64) / 255
     centred = pixels - pixels[:TRAINED].mean(0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from claims.coding import Point
 from claims.common import Outcome
-from claims.data import digest_of, idx_array
+from claims.data import digest_of
 from claims.equal_bytes import part_of
 from claims.trials import Column, Trials, paired
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
@@ -24,6 +24,7 @@ from isthmus.errors import BadInput
 from isthmus.information.activations import activations
 from isthmus.information.superfluous import superfluous_information
 from isthmus.tasks.data import data_folder
+from isthmus.tasks.image_arrays import read_idx
 
 FILES = ("fashion-mnist/train-images-idx3-ubyte.gz", "fashion-mnist/train-labels-idx1-ubyte.gz")
 WIDTHS, DECAYS, WRONG = (32, 96, 256), (0.0, 0.1, 1.0), (0.0, 0.2, 0.4)
@@ -40,7 +41,7 @@ def data(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     folder = data_folder()
     if folder is None:
         raise BadInput("ib-generalization-bound: skipped, no folder of data")
-    images, labels = (idx_array(folder / file) for file in FILES)
+    images, labels = (read_idx(folder / file) for file in FILES)
     order = np.random.default_rng(seed).permutation(len(images))[: TRAINED + HELD]
     pixels = torch.from_numpy(images[order].reshape(len(order), -1) / 255.0).float() - 0.3
     truth = torch.from_numpy(labels[order].astype(np.int64))

@@ -14,7 +14,7 @@ import torch
 import isthmus
 import pictured
 from isthmus.cli.main import main
-from isthmus.errors import BadInput, UnsupportedNetwork
+from isthmus.errors import BadInput
 from isthmus.flow.efforts import CONVOLUTION_RATE, convolutional, recipe_for
 from isthmus.flow.study import start_study
 from isthmus.flow.suiting import check_suits
@@ -29,16 +29,6 @@ from isthmus.storage.stages import StageStore
 from isthmus.tasks import Task, evaluate, load_task
 
 RECIPE = Recipe(steps=12, learning_rate=1e-3, batch=16, warmup=2, precision="fp32", evaluate_every=6, patience=0)
-
-
-def supported() -> bool:
-    try:
-        return bool(discover(pictured.vit()))
-    except UnsupportedNetwork:
-        return False
-
-
-needs_sites = pytest.mark.skipif(not supported(), reason="the sites of vision networks are not known here")
 
 
 @cache
@@ -92,7 +82,6 @@ def test_unlabelled_images_and_a_classifier_agree_on_the_metric() -> None:
     assert probed.value > 0.5
 
 
-@needs_sites
 @pytest.mark.parametrize("kind", ["classifier", "encoder", "resnet"])
 def test_relevance_is_measured_on_images(kind: str) -> None:
     network, task = case(kind)
@@ -107,7 +96,6 @@ def test_relevance_is_measured_on_images(kind: str) -> None:
             assert found.squares[site.name].sum() > 0
 
 
-@needs_sites
 @pytest.mark.parametrize("kind", ["classifier", "encoder", "resnet"])
 def test_recovery_brings_images_back_and_goes_on_where_it_was(kind: str, tmp_path: Path) -> None:
     network, task = case(kind)
@@ -147,7 +135,6 @@ def test_convolutions_are_trained_at_a_rate_of_their_own() -> None:
     assert own.learning_rate > 5 * plain.learning_rate
 
 
-@needs_sites
 def test_labels_count_in_recovery() -> None:
     network, task = case("classifier")
     weights = []
@@ -159,7 +146,6 @@ def test_labels_count_in_recovery() -> None:
     assert not torch.equal(*weights)
 
 
-@needs_sites
 @pytest.mark.parametrize(
     ("kind", "budget", "method", "effort"),
     [("classifier", "params=50%", "vib", "faster"), ("encoder", "bytes=40%", "fisher", "none"),
@@ -180,7 +166,6 @@ def test_a_budget_is_met(kind: str, budget: str, method: str, effort: str, tmp_p
     assert "one text of" not in page
 
 
-@needs_sites
 def test_the_command_narrows_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, _ = case("classifier")
     save_artifact(network, tmp_path / "vit", {})

@@ -61,9 +61,8 @@ def test_points(tmp_path: Path) -> None:
     assert points.keys() == arms.keys()
     assert verdict in (HOLDS, MIXED, FAILS)
     assert points[BOTH + OF_HALF]["parameters"] < points[BOTH]["parameters"]
-    # Rounding adds to what is lost before training, on the whole network and on the narrowed one.
-    for kind in ("", OF_HALF):
-        assert points[BOTH + kind]["before"] != points[WEIGHTS + kind]["before"]
+    # Rounding adds to what is lost before training, and what the narrowed network loses is its own.
+    assert len({one["before"] for one in points.values()}) == len(arms)
 
 
 def test_the_narrowed_network_is_made_once(tmp_path: Path) -> None:

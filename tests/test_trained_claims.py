@@ -107,11 +107,10 @@ def test_likeness(relative: float, verdict: str) -> None:
     [(0.01, 101, HOLDS), (0.01, 103, MIXED), (-0.01, 99, FAILS), (-0.01, 90, MIXED), (0.0, 100, MIXED)],
 )
 def test_the_median_against_the_mean(shift: float, size: float, verdict: str) -> None:
-    rows = []
-    for kind in ("", ", trained"):
-        rows += [outcome("median" + kind, 1.58, size, 0.9 + shift, 0.1), outcome("mean" + kind, 1.58, 100, 0.9, 0.1)]
+    rows = [outcome("median", 1.58, size, 0.9 + shift, 0.1), outcome("mean", 1.58, 100, 0.9, 0.1)]
+    rows.append(outcome("median, trained", 1.58, 1, 0.1, 9))  # shown beside, and not what decides
     assert bitnet.median_or_mean(rows)["verdict"] == verdict
-    assert bitnet.median_or_mean(rows[:2])["verdict"] == UNTESTED
+    assert bitnet.median_or_mean([rows[0], rows[2]])["verdict"] == UNTESTED
 
 
 @pytest.mark.parametrize(("bits", "exact", "verdict"), [(2, 3, HOLDS), (2.1, 3, FAILS), (2, 2, FAILS)])

@@ -13,7 +13,7 @@ import pytest
 from claims import adaptive_mi_estimators, ai_memory_wall, cs_ib, dimco, ib_generalization_bound, trials
 from claims.__main__ import TRIALS
 from claims.coding import Point
-from claims.data import digest_of, idx_array
+from claims.data import digest_of
 from claims.tables import render, trial_table
 from claims.trials import Column, Trials, of_arm, paired
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED
@@ -229,11 +229,3 @@ def test_codes_are_trained_and_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
             assert 0.1 < found["map"] < 1  # better than chance on ten classes
     finally:
         dimco.data.cache_clear()
-
-
-def test_idx_files_are_read_in_their_shape(tmp_path: Path) -> None:
-    import gzip
-
-    raw = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + bytes(range(12))
-    (tmp_path / "x.gz").write_bytes(gzip.compress(raw))
-    assert np.array_equal(idx_array(tmp_path / "x.gz"), np.arange(12).reshape(2, 2, 3))

@@ -16,6 +16,7 @@ from isthmus.network import outputs
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, count_of, gated_sites
 from isthmus.sites import Gate, Site, gated
+from isthmus.sites.gates import unit_sums
 from isthmus.tasks.divergence import TEMPERATURE
 
 Scores = npt.NDArray[np.float64]
@@ -75,13 +76,8 @@ def _watch(model: nn.Module, gate: Gate, total: Tensor, mask: list[Tensor | None
         if energy.dim() == 3 and mask[0] is not None:
             energy = energy * mask[0][: energy.shape[0], : energy.shape[1], None]
         # The units' dimension last: of a convolution's output it is the second.
-        entries = energy.movedim(getattr(gate, "dim", -1), -1).sum(tuple(range(energy.dim() - 1)))
-        owners = getattr(gate, "owners", ())
-        if owners:
-            owner = torch.as_tensor(owners)
-            total.index_add_(0, owner[owner >= 0], entries[owner >= 0])
-        else:
-            total.add_(entries.reshape(-1, gate.block).sum(1))
+        entries = energy.movedim(gate.dim, -1).sum(tuple(range(energy.dim() - 1)))
+        total.add_(unit_sums(gate, entries, len(total)))
 
     module = model.get_submodule(gate.module)
     if gate.where in ("input", "within"):

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from isthmus.bottlenecks.cache.roles import Candidates, Choice, Look, best, in_first_tier
+from isthmus.bottlenecks.cache.selection.base import BaseSelector
 from isthmus.errors import BadInput
 
 
 @dataclass(frozen=True)
-class EvictThenMerge:
+class EvictThenMerge(BaseSelector):
     """Evict by head, then merge.
 
     Parameters
@@ -44,8 +45,6 @@ class EvictThenMerge:
     slug: ClassVar[str | None] = "ems-kv"
     rows: ClassVar[Literal["none", "window", "all"]] = "all"
     channels: ClassVar[int] = 3
-    fresh: ClassVar[bool] = False
-    tiers: ClassVar[int] = 1
 
     queries: int = 16
     mass: float = 0.9
@@ -63,10 +62,6 @@ class EvictThenMerge:
     def window(self) -> int:
         """Return the last queries."""
         return self.queries
-
-    def born(self, keys: Tensor) -> Tensor | None:
-        """Return None."""
-        return None
 
     def observe(self, look: Look) -> Tensor:
         """Return attention drawn, queries that could see, and attention drawn of late, ``(B, H, N, 3)``."""

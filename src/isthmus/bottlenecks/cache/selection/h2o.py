@@ -7,33 +7,18 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from isthmus.bottlenecks.cache.roles import Candidates, Choice, Look, keep_preferred
+from isthmus.bottlenecks.cache.roles import Look
+from isthmus.bottlenecks.cache.selection.base import BaseSelector
 
 
 @dataclass(frozen=True)
-class AccumulatedAttention:
+class AccumulatedAttention(BaseSelector):
     """The heavy hitters: the largest sums of attention over all queries, averaged over the group of query heads."""
 
     name: ClassVar[str] = "h2o"
-    slug: ClassVar[str | None] = None
     rows: ClassVar[Literal["none", "window", "all"]] = "all"
     channels: ClassVar[int] = 1
-    fresh: ClassVar[bool] = False
-    tiers: ClassVar[int] = 1
-
-    @property
-    def window(self) -> int:
-        """Return 0."""
-        return 0
-
-    def born(self, keys: Tensor) -> Tensor | None:
-        """Return None."""
-        return None
 
     def observe(self, look: Look) -> Tensor:
         """Return the attention that each entry drew, ``(B, H, N, 1)``."""
         return look.total(look.probs)[..., None]
-
-    def choose(self, candidates: Candidates, allowed: int | None) -> Choice:
-        """Keep those that drew most."""
-        return keep_preferred(candidates, candidates.stats[..., 0], allowed)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from isthmus.bottlenecks.cache.attention import softmax
-from isthmus.bottlenecks.cache.roles import Candidates, Choice, Look, keep_preferred
+from isthmus.bottlenecks.cache.roles import Look
+from isthmus.bottlenecks.cache.selection.base import BaseSelector
 from isthmus.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Keyformer:
+class Keyformer(BaseSelector):
     """Key tokens by a regularised score.
 
     Parameters
@@ -40,8 +41,6 @@ class Keyformer:
     slug: ClassVar[str | None] = "keyformer"
     rows: ClassVar[Literal["none", "window", "all"]] = "all"
     channels: ClassVar[int] = 1
-    fresh: ClassVar[bool] = False
-    tiers: ClassVar[int] = 1
 
     start: float = 1.0
     end: float = 2.0
@@ -51,15 +50,6 @@ class Keyformer:
     def __post_init__(self) -> None:
         if not (self.start > 0 and self.end > 0 and self.steps > 0):
             raise BadInput(f"keyformer: temperatures {self.start} and {self.end}, {self.steps} steps; all above zero")
-
-    @property
-    def window(self) -> int:
-        """Return 0."""
-        return 0
-
-    def born(self, keys: Tensor) -> Tensor | None:
-        """Return None."""
-        return None
 
     def temperature(self, ordinals: Tensor, prompt: Tensor) -> Tensor:
         """Return the temperature of queries, shape ``(B, Q)``."""
@@ -71,10 +61,6 @@ class Keyformer:
         noise = gumbel(look.ranks[:, :, None, :], look.ordinals[:, None, :, None], self.seed)[:, :, None]
         heat = self.temperature(look.ordinals, look.prompt)[:, None, None, :, None]
         return look.total(softmax((look.logits + noise) / heat))[..., None]
-
-    def choose(self, candidates: Candidates, allowed: int | None) -> Choice:
-        """Keep those of the largest score."""
-        return keep_preferred(candidates, candidates.stats[..., 0], allowed)
 
 
 def gumbel(first: Tensor, second: Tensor, seed: int) -> Tensor:

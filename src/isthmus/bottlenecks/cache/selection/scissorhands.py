@@ -12,12 +12,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from isthmus.bottlenecks.cache.roles import Candidates, Choice, Look, keep_preferred
+from isthmus.bottlenecks.cache.roles import Look
+from isthmus.bottlenecks.cache.selection.base import BaseSelector
 from isthmus.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Scissorhands:
+class Scissorhands(BaseSelector):
     """The entries that were pivotal for most of the last queries.
 
     Parameters
@@ -36,7 +37,6 @@ class Scissorhands:
     rows: ClassVar[Literal["none", "window", "all"]] = "window"
     channels: ClassVar[int] = 1
     fresh: ClassVar[bool] = True
-    tiers: ClassVar[int] = 1
 
     queries: int = 64
 
@@ -49,18 +49,10 @@ class Scissorhands:
         """Return how many queries count."""
         return self.queries
 
-    def born(self, keys: Tensor) -> Tensor | None:
-        """Return None."""
-        return None
-
     def observe(self, look: Look) -> Tensor:
         """Return for how many queries each entry was pivotal, ``(B, H, N, 1)``."""
         visible = torch.isfinite(look.logits).sum(-1, keepdim=True).clamp_min(1)
         return look.total((look.probs > 1.0 / visible).float())[..., None]
-
-    def choose(self, candidates: Candidates, allowed: int | None) -> Choice:
-        """Keep those that were pivotal most often, of equal ones the newer."""
-        return keep_preferred(candidates, candidates.stats[..., 0], allowed)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from isthmus.bottlenecks.cache.roles import Candidates, Choice, Look, keep_preferred
+from isthmus.bottlenecks.cache.selection.base import BaseSelector
 from isthmus.errors import BadInput
 
 
 @dataclass(frozen=True)
-class SnapKv:
+class SnapKv(BaseSelector):
     """Attention of the last queries, averaged over neighbouring entries.
 
     Parameters
@@ -33,11 +34,9 @@ class SnapKv:
     """
 
     name: ClassVar[str] = "snapkv"
-    slug: ClassVar[str | None] = None
     rows: ClassVar[Literal["none", "window", "all"]] = "window"
     channels: ClassVar[int] = 1
     fresh: ClassVar[bool] = True
-    tiers: ClassVar[int] = 1
 
     queries: int = 16
     kernel: int = 5
@@ -50,10 +49,6 @@ class SnapKv:
     def window(self) -> int:
         """Return how many queries vote."""
         return self.queries
-
-    def born(self, keys: Tensor) -> Tensor | None:
-        """Return None."""
-        return None
 
     def observe(self, look: Look) -> Tensor:
         """Return the attention that each entry drew, ``(B, H, N, 1)``."""

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from isthmus.bottlenecks.cache.roles import Candidates, Choice, Look, best
+from isthmus.bottlenecks.cache.selection.base import BaseSelector
 from isthmus.errors import BadInput
 
 
 @dataclass(frozen=True)
-class ZipVl:
+class ZipVl(BaseSelector):
     """Entries that cover a share of the attention in the first code, all others in the second.
 
     Parameters
@@ -35,7 +36,6 @@ class ZipVl:
     slug: ClassVar[str | None] = "zipvl"
     rows: ClassVar[Literal["none", "window", "all"]] = "all"
     channels: ClassVar[int] = 2
-    fresh: ClassVar[bool] = False
     tiers: ClassVar[int] = 2
 
     mass: float = 0.95
@@ -43,15 +43,6 @@ class ZipVl:
     def __post_init__(self) -> None:
         if not 0 < self.mass <= 1:
             raise BadInput(f"zipvl: a mass of {self.mass}; choose a share above 0, at most 1")
-
-    @property
-    def window(self) -> int:
-        """Return 0."""
-        return 0
-
-    def born(self, keys: Tensor) -> Tensor | None:
-        """Return None."""
-        return None
 
     def observe(self, look: Look) -> Tensor:
         """Return the attention that each entry drew and the queries that could see it, ``(B, H, N, 2)``."""
