@@ -55,10 +55,6 @@ def refused(capsys: Capture, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["plan", "tiny", "--to", "params=50%"], "--task text:FILE"),
-        (["inspect", "tiny"], "--task text:FILE"),
-        (["compare", "tiny"], "--task text:FILE"),
-        (["narrow", "tiny", "--to", "params=50%", "-o", "new"], "--task text:FILE"),
         (["plan", "tiny", "--task", "text:text.txt"], "no budget given"),
         (["plan", "tiny", "--task", "text:text.txt", "--to", "params=50%", "--keep", "98%"], "more than one"),
         (["plan", "tiny", "--task", "text:text.txt", "--to", "parms=50%"], "did you mean params"),
@@ -69,7 +65,6 @@ def refused(capsys: Capture, *arguments: str) -> str:
         (["plan", "tiny", "--task", "text:text.txt", "--to", "params=50%", "-o", "tiny"], "is a folder"),
         (["plan", "tiny", "--task", "text:text.txt", "--to", "params=50%", "--effort", "fastest"], "did you mean"),
         (["plan", "tiny", "--task", "text:text.txt", "--to", "params=50%", "--engine", "openvno"], "openvino"),
-        (["narrow", "tiny", "--task", "text:text.txt", "--to", "params=50%"], "--out"),
         (["narrow", "tiny", "--task", "text:text.txt", "--to", "params=50%", "-o", "new", "--time", "soon"], "20min"),
         (["narrow", "tiny", "--task", "text:text.txt", "-o", "new", "--plan", "none.json"], "No such file"),
         (["plan", "tiny", "--seed", "-1"], "--seed"),
@@ -248,6 +243,34 @@ def test_methods(capsys: Capture) -> None:
         assert row["summary"].endswith(".")
     assert main(["methods"]) == 0
     assert "vtrans" in capsys.readouterr().out
+
+
+def test_a_network_and_a_budget_are_enough(
+    within: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (within / "text.txt").read_text().splitlines()
+    monkeypatch.setattr("isthmus.tasks.reading.documentation_passages", lambda: tuple(lines))
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["narrow", str(within / "tiny"), "--to", "params=60%", "--effort", "none", "--method", "magnitude"]) == 0
+    )
+    assert "--task text:FILE" in capsys.readouterr().err
+    record = json.loads((tmp_path / "tiny-params-60" / "isthmus.json").read_text())
+    assert record["task"]["name"] == "documentation"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (("minilm", "bytes=5MB", None, None), "minilm-bytes-5MB"),
+        (("some/folder/", None, "98%", None), "folder-keep-98"),
+        (("cifar10-resnet20=a/b.safetensors", "macs=50%,bytes=1MB", None, None), "cifar10-resnet20-macs-50-bytes-1MB"),
+        (("minilm", None, None, Path("a/mine.json")), "minilm-mine"),
+    ],
+)
+def test_where_a_narrowed_network_goes(given: tuple[Any, ...], name: str) -> None:
+    assert options.folder_for(None, *given) == Path(name)
+    assert options.folder_for(Path("here"), *given) == Path("here")
 
 
 def test_inspect_plan_narrow_compare(within: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from isthmus.errors import BadInput
 from isthmus.tasks import HeldOut, Metric, Task, documentation, evaluate, load_task
 from isthmus.tasks import data as data_module
 from isthmus.tasks.data import data_folder
-from isthmus.tasks.documentation import documentation_passages, prose, write_documentation
+from isthmus.tasks.documentation import documentation_passages, prose
 from isthmus.tasks.metrics import Ordering, cosine, passage_pairs, probe_texts, weighted_spearman
 from isthmus.tasks.probe import PENALTY, fit_probe
 
@@ -558,28 +559,32 @@ def test_the_data_folder_is_named_or_beside_the_checkout(monkeypatch: pytest.Mon
 SHORT = "documentation.PACKAGES = ('jinja2', 'no_such_package', 'numpy'); documentation._BYTES_A_PACKAGE = 400_000"
 
 
-def test_documentation_is_prose_in_a_fixed_order_without_importing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documentation_is_prose_in_a_fixed_order_without_importing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documentation, "PACKAGES", ("jinja2", "no_such_package", "numpy"))
     monkeypatch.setattr(documentation, "_BYTES_A_PACKAGE", 400_000)
     passages = documentation_passages(300)
     assert len(set(passages)) == 300
     assert all(len(passage.split()) >= 6 and "\n" not in passage and ">>>" not in passage for passage in passages)
-    path = tmp_path / "d.txt"
     code = (
-        f"import sys; from pathlib import Path; from isthmus.tasks import documentation; {SHORT}\n"
-        f"print(documentation.write_documentation(Path({str(path)!r}), 300))\n"
+        f"import sys; from isthmus.tasks import documentation; {SHORT}\n"
+        "print(hash(documentation.documentation_passages(300)))\n"
         "assert not {'torch', 'transformers', 'scipy', 'openvino', 'polars', 'jinja2'} & set(sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout.strip()) == (0, "300"), ran.stderr
-    assert path.read_text(encoding="utf-8").splitlines() == list(passages)
-    assert [file.name for file in tmp_path.iterdir()] == ["d.txt"]
-    task = load_task(f"text:{path}")
-    assert (len(task.train), len(task.held_out.examples)) == (270, 30)
-    with pytest.raises(BadInput, match="cannot be written"):
-        write_documentation(tmp_path / "no-such-folder" / "d.txt", 1)
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+        for _ in range(2)
+    ]
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout
+    task = load_task("documentation")
+    held = set(task.held_out.examples)
+    assert (task.kind, task.name) == ("text", "documentation")
+    assert len(held) >= 30
+    assert not held & set(task.train)
+    monkeypatch.setattr(documentation, "_docstrings", lambda: iter(()))
+    with pytest.raises(BadInput, match="no documentation"):
+        load_task("documentation")
 
 
 @pytest.mark.slow

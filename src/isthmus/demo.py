@@ -50,7 +50,7 @@ def run(
     Parameters
     ----------
     folder : Path
-        Where the text, the network (``small``) and the page go.
+        Where the network (``small``) and the page go.
     time : float
         Seconds that gates and recovery may take together.
     progress : Progress
@@ -63,18 +63,14 @@ def run(
         If MiniLM is not installed or the folder cannot be written to.
     """
     from isthmus import flow
-    from isthmus.tasks.documentation import write_documentation
+    from isthmus.tasks.reading import DOCUMENTATION
 
-    small, text = folder / "small", folder / "documentation.txt"
+    small = folder / "small"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{folder}: cannot be made ({error.strerror}); give another folder with -o") from None
-    if not text.exists():
-        progress("text", 0, 1)
-        passages = write_documentation(text)
-        progress("text", 1, 1, f"{passages:,} passages")
-    original, task = flow.open("minilm"), flow.task(f"text:{text}")
+    original, task = flow.open("minilm"), flow.task(DOCUMENTATION)
     if (small / "isthmus.json").exists():
         say(f"{small} is there already, so it is only compared; take it away to make it again")
     else:

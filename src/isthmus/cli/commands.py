@@ -59,7 +59,7 @@ def inspect(
     quiet: options.Quiet = False,
 ) -> None:
     """Show where the parameters, bytes, MACs and the information are."""
-    spec = options.required_task(task)
+    spec = options.given_task(task)
     options.check_writable(out)
     from isthmus import flow
     from isthmus.cli import tables
@@ -96,11 +96,11 @@ def plan(
     quiet: options.Quiet = False,
 ) -> None:
     """Show what would be done, before anything is touched."""
-    spec = options.required_task(task)
     options.check_goal(to, keep)
     options.check_writable(out)
     options.choice("--effort", effort, options.EFFORTS)
     find_engine(engine)
+    spec = options.given_task(task)
     from isthmus import flow
     from isthmus.cli import tables
 
@@ -134,7 +134,16 @@ def plan(
 @app.command()
 def narrow(
     model: options.Model,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where the narrowed network goes.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FOLDER",
+            help="Where the narrowed network goes.",
+            show_default="MODEL-BUDGET, here",
+        ),
+    ] = None,
     task: options.TaskSpec = None,
     to: options.To = None,
     keep: options.Keep = None,
@@ -155,11 +164,11 @@ def narrow(
     quiet: options.Quiet = False,
 ) -> None:
     """Make a network physically smaller, and measure what was saved and what was lost."""
-    spec = options.required_task(task)
     options.check_goal(to, keep, plan, plans=True)
     options.choice("--effort", effort, options.EFFORTS)
     find_engine(engine)
     limit = options.seconds(time)
+    spec, out = options.given_task(task), options.folder_for(out, model, to, keep, plan)
     from isthmus.plan import load_plan
 
     replayed = None if plan is None else load_plan(plan)
@@ -207,7 +216,7 @@ def compare(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure networks side by side, in one interleaved run."""
-    spec = options.required_task(task)
+    spec = options.given_task(task)
     find_engine(engine)
     options.check_writable(json_)
     from isthmus import flow
@@ -248,7 +257,7 @@ def audit(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure what narrowing took away: on which examples, in which slices, in what respects."""
-    spec = options.required_task(task)
+    spec = options.given_task(task)
     options.check_writable(out)
     from isthmus import flow
     from isthmus.cli import audit_tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,11 @@ from isthmus.budget import parse_budget, parse_floor
 from isthmus.errors import BadInput
 
 EFFORTS = ("none", "faster", "fast", "full")
+DOCUMENTATION = "documentation"
+NO_TASK = (
+    "no task given: be like the original on the documentation of what is installed here; say what the network is for "
+    "with --task text:FILE (a file of text, one passage a line), sts:FILE, classify:FILE or images:FOLDER"
+)
 _SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 Model = Annotated[
@@ -24,7 +30,12 @@ Models = Annotated[
 ]
 TaskSpec = Annotated[
     str | None,
-    typer.Option("--task", metavar="TASK", help="What the network is for: text:, sts:, classify: or images:PATH."),
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="What the network is for: text:, sts:, classify: or images:PATH, or documentation.",
+        show_default="documentation",
+    ),
 ]
 To = Annotated[str | None, typer.Option("--to", metavar="BUDGET", help="The budget: params=50%,latency=0.5x.")]
 Keep = Annotated[str | None, typer.Option("--keep", metavar="SHARE", help="The floor of quality: 98%.")]
@@ -55,20 +66,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
-def required_task(spec: str | None) -> str:
-    """Return the task that was given.
-
-    Raises
-    ------
-    BadInput
-        If none was: what a network is for cannot be guessed.
-    """
+def given_task(spec: str | None) -> str:
+    """Return the task that was given, or else the one that needs no data, and say so on stderr."""
     if spec is None:
-        raise BadInput(
-            "no task given; say what the network is for with --task text:FILE (a file of text, one passage a line: "
-            "be like the original), --task sts:FILE, --task classify:FILE or --task images:FOLDER"
-        )
+        sys.stderr.write(NO_TASK + "\n")
+        return DOCUMENTATION
     return spec
+
+
+def folder_for(out: Path | None, model: str, to: str | None, keep: str | None, plan: Path | None) -> Path:
+    """Return where a narrowed network goes: where it is wanted, or ``minilm-bytes-5MB`` in the current folder."""
+    if out is not None:
+        return out
+    goal = to or (f"keep {keep}" if keep else plan.stem if plan else "")
+    name = Path(model.partition("=")[0]).name or model
+    return Path(re.sub(r"[^\w.+-]+", "-", f"{name}-{goal}").strip("-"))
 
 
 def choice(option: str, value: str, choices: Sequence[str]) -> str:

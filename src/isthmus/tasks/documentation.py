@@ -74,6 +74,11 @@ def documentation_passages(limit: int = 20_000, *, seed: int = 0) -> tuple[str, 
     Returns
     -------
     tuple of str
+
+    Raises
+    ------
+    BadInput
+        If no documentation is found.
     """
     kept: dict[str, str] = {}
     for docstring in _docstrings():
@@ -81,31 +86,12 @@ def documentation_passages(limit: int = 20_000, *, seed: int = 0) -> tuple[str, 
             # Generated documentation repeats one sentence for a hundred classes.
             kept.setdefault(_NAME.sub("", paragraph).lower(), paragraph)
     passages = list(dict.fromkeys(kept.values()))
-    random.Random(seed).shuffle(passages)
-    return tuple(passages[:limit])
-
-
-def write_documentation(path: Path, limit: int = 20_000) -> int:
-    """Write the passages to a file, one a line, and return how many there are.
-
-    Raises
-    ------
-    BadInput
-        If the file cannot be written, or no documentation is found.
-    """
-    passages = documentation_passages(limit)
     if not passages:
         raise BadInput(
             "no documentation in the installed packages: their source files are missing; give a text of your own"
         )
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text("".join(f"{passage}\n" for passage in passages), encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise BadInput(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
-    return len(passages)
+    random.Random(seed).shuffle(passages)
+    return tuple(passages[:limit])
 
 
 def prose(docstring: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from isthmus.errors import BadInput
 from isthmus.tasks.columns import PAIR_NAMES, SCORE_NAMES, kind_of, label_rows, pair_rows, shorten, text_rows
+from isthmus.tasks.documentation import documentation_passages
 from isthmus.tasks.image_splits import images_task
 from isthmus.tasks.images import read_data as read_image_data
 from isthmus.tasks.images import read_images, reads_images
@@ -19,6 +20,8 @@ from isthmus.tasks.tables import TABLE_SUFFIXES, read_table, rows_to_table
 from isthmus.tasks.task import ACCURACY, KINDS, LIKENESS, SPEARMAN, HeldOut, Task, TaskKind
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
+DOCUMENTATION = "documentation"
+"""The task that needs no data of the user's."""
 
 # A correlation over fewer is undefined: three passages make the first three pairs, a correlation needs two points.
 _LEAST_HELD_OUT: dict[TaskKind, int] = {"text": 3, "sts": 2, "classify": 1}
@@ -52,6 +55,8 @@ def load_task(spec: Any, *, seed: int = 0) -> Task:
         ``images:PATH``
             Images, labelled or not: a folder of image files with a folder for each class, npz, IDX (as of MNIST) or
             Parquet files. They may differ in size: a network gets them in its own.
+        ``documentation``
+            Unlabelled text that every machine has: the documentation of Python and of what is installed with this.
         In Python also a `Task` (returned as it is), an iterable of strings, a ``datasets`` object (its columns
         say the kind), a mapping with ``train`` and ``validation`` data, or a tuple ``(kind, data)`` where the data
         is any of these, or an iterable of ``(left, right, score)``, ``(text, label)`` or ``(image, label)``; for images
@@ -81,6 +86,8 @@ def load_task(spec: Any, *, seed: int = 0) -> Task:
     if isinstance(spec, Task):
         return spec
     if isinstance(spec, str):
+        if spec.strip() == DOCUMENTATION:
+            return _assemble("text", DOCUMENTATION, DOCUMENTATION, list(documentation_passages()), None, seed)
         kind, path = _parse(spec)
         return _from_path(kind, path, seed)
     if isinstance(spec, Path):
