@@ -23,7 +23,6 @@ CODING = {
     "zeroquant-4plus2": "zeroquant_4plus2",
     "vptq": "vptq",
     "lr2vq": "lr2vq",
-    "pv-tuning": "pv_tuning",
     "alds": "alds",
 }
 """Claims about coders, with the module of each."""
@@ -32,6 +31,7 @@ OWN = {
     "q-vlm": "q_vlm",
     "ere-delta": "ere_delta",
     "maestro": "maestro",
+    "pv-tuning": "pv_tuning",
     "paretoq": "paretoq",
     "bitnet-b158-reloaded": "bitnet_b158_reloaded",
     "int4-w4a4": "int4_w4a4",

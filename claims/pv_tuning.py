@@ -1,7 +1,7 @@
 """PV-tuning (Malinovskii et al. 2024): codes at 2 bits tuned on the divergence, against straight-through training.
 
 12 points. On MiniLM, 22.7 million coded weights, each of the nine that train takes four minutes of processor time, and
-coding and measuring take a minute or two more: an hour on one core that does nothing else.
+measuring takes a minute or two more: an hour on one core that does nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from claims import coding
 from claims.coding import Arm, Claim, Point, Workbench
-from claims.common import Outcome
+from claims.common import Outcome, Say
 from claims.equal_bytes import log_nats, part_of, share_passed
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED, Part
 from isthmus.bottlenecks.codebook.plain import PlainCodebook
@@ -78,16 +80,40 @@ class TrainedArm(Arm):
         return f"{super().spec(level)}, {self.recipe}"
 
 
-class Holding(Workbench):
-    """A workbench at which the codes are those that it is given."""
+@dataclass(frozen=True)
+class Tuned:
+    """What training came to: codes, the loss at each step, seconds of processor time."""
 
-    def __init__(self, bench: Workbench, codes: Codes) -> None:
+    codes: Codes
+    losses: tuple[float, ...]
+    seconds: float
+
+
+class Tuning(Workbench):
+    """A workbench whose codes are trained before they are measured; what the arms of a seed share is made once."""
+
+    def __init__(self, bench: Workbench) -> None:
         vars(self).update(vars(bench))
-        self.held = codes
+        self.given: dict[int, Codes] = {}
+        self.outputs: dict[int, Tensor] = {}
+        self.tuned: dict[Point, Tuned] = {}
 
     def codes(self, arm: Arm, level: float, seed: int) -> Codes:
-        """Return the codes as they are."""
-        return dict(self.held)
+        """Return the codes of an arm, trained where it trains."""
+        if seed not in self.given:
+            self.given[seed] = super().codes(arm, level, seed)
+        given = dict(self.given[seed])
+        if not isinstance(arm, TrainedArm) or arm.train is None:
+            return given
+        texts = pool_of(self, seed)
+        if seed not in self.outputs:
+            self.outputs[seed] = torch.from_numpy(embed(self.network, texts))
+        budget = level * sum(weight.size for weight in self.weights.values()) / 1e6
+        lesson = Lesson(self.network, texts, self.outputs[seed], budget, seed)
+        started = time.process_time()
+        codes, losses = arm.train(lesson, given)
+        self.tuned[Point(arm.label, level, seed)] = Tuned(codes, losses, time.process_time() - started)
+        return codes
 
 
 def by_pv(lesson: Lesson, codes: Codes, *, share: float = 0.01) -> tuple[Codes, tuple[float, ...]]:
@@ -210,30 +236,16 @@ def pool_of(bench: Workbench, seed: int) -> tuple[str, ...]:
 
 
 def observe(bench: Workbench, arm: Arm, point: Point, codes: Mapping[str, Coded]) -> dict[str, Any]:
-    """Train the codes of an arm that trains, and return what they then come to in place of what they came to before."""
-    texts = pool_of(bench, point.seed)
-    trained, seconds, losses = dict(codes), 0.0, tuple[float, ...]()
-    if isinstance(arm, TrainedArm) and arm.train is not None:
-        outputs = torch.from_numpy(embed(bench.network, texts))
-        budget = point.level * sum(weight.size for weight in bench.weights.values()) / 1e6
-        lesson = Lesson(bench.network, texts, outputs, budget, point.seed)
-        started = time.process_time()
-        trained, losses = arm.train(lesson, trained)
-        seconds = time.process_time() - started
-    packed = {name: unpack(pack(coded), coded.shape) for name, coded in trained.items()}
+    """Return how training went, and what the packed codes come to on the texts that the steps are judged by."""
+    assert isinstance(bench, Tuning)
+    found = bench.tuned.get(point, Tuned(dict(codes), (), 0.0))
+    packed = {name: unpack(pack(coded), coded.shape) for name, coded in codes.items()}
     oracle = divergence_oracle(
-        with_codes(bench.network, packed), bench.network, texts, list(packed), batches=BATCHES, batch=BATCH,
-        seed=point.seed,
+        with_codes(bench.network, packed), bench.network, pool_of(bench, point.seed), list(packed), batches=BATCHES,
+        batch=BATCH, seed=point.seed,
     )  # fmt: skip
     calibration = oracle({name: decode(coded) for name, coded in packed.items()})[0]
-    more = {"losses": list(losses), "training_seconds": seconds, "calibration": calibration}
-    return {**(_measured(bench, arm, point, trained) if losses else {}), **more}
-
-
-def _measured(bench: Workbench, arm: Arm, point: Point, codes: Codes) -> Outcome:
-    found = Holding(bench, codes).measure(arm, point)
-    found["seconds"].pop("coding")
-    return found
+    return {"losses": list(found.losses), "training_seconds": found.seconds, "calibration": calibration}
 
 
 def runs_of(outcomes: Sequence[Outcome], label: str) -> dict[int, Outcome]:
@@ -337,3 +349,16 @@ CLAIM = Claim(
     ],
     observe=observe,
 )
+
+
+def run(
+    bench: Workbench,
+    out: Path,
+    *,
+    seeds: Sequence[int] = coding.SEEDS,
+    quick: bool = False,
+    cache: Path | None = None,
+    say: Say = print,
+) -> str:
+    """Train and measure the points that ``out`` lacks, and return the verdict; nothing is kept in ``cache``."""
+    return coding.run(CLAIM, Tuning(bench), out, seeds=seeds, quick=quick, say=say)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from claims import pv_tuning as claim
+from claims.coding import Point
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED
 
 import networks
@@ -300,3 +301,28 @@ def test_straight_through_training_lowers_the_divergence(monkeypatch: pytest.Mon
     assert after < 0.95 * before
     assert size(made) == pytest.approx(size(plain()), rel=0.02)
     assert not any("parametrizations" in name for name, _ in teacher().model.named_parameters())
+
+
+def test_what_the_arms_of_a_seed_share_is_made_once_and_the_trained_codes_are_measured() -> None:
+    from test_trained_claims import bench
+
+    given: list[dict[str, Coded]] = []
+
+    def train(lesson: claim.Lesson, held: dict[str, Coded]) -> tuple[dict[str, Coded], tuple[float, ...]]:
+        given.append(dict(held))
+        return {name: PlainCodebook().code(decode(code) * 0.5, statistics(*code.shape), Setting(2, 4))
+                for name, code in held.items()}, (1.0, 0.5)  # fmt: skip
+
+    own = claim.Tuning(bench())
+    arms = {arm.label: replace(arm, train=train) if isinstance(arm, claim.TrainedArm) and arm.train else arm
+            for arm in claim.CLAIM.arms}  # fmt: skip
+    points = {label: own.measure(arm, Point(label, 0.1, 0), claim.observe) for label, arm in arms.items()}
+    assert len(given) == 3
+    assert all(one[name] is own.given[0][name] for one in given for name in one)
+    assert list(own.outputs) == [0]
+    assert points[claim.GIVEN]["losses"] == []
+    assert points[claim.PV]["losses"] == [1.0, 0.5]
+    # Weights of half the size are another network: what is measured is what was trained.
+    assert points[claim.PV]["nats"] != points[claim.GIVEN]["nats"]
+    assert points[claim.PV]["nats"] == points[claim.TABLES]["nats"]
+    assert points[claim.PV]["calibration"] != points[claim.GIVEN]["calibration"]
