@@ -24,7 +24,7 @@ Models = Annotated[
 ]
 TaskSpec = Annotated[
     str | None,
-    typer.Option("--task", metavar="TASK", help="What the network is for: text:, sts:, classify: or images:PATH."),
+    typer.Option("--task", metavar="TASK", help="What the network is for: text:, lm:, sts:, classify: or images:PATH."),
 ]
 To = Annotated[str | None, typer.Option("--to", metavar="BUDGET", help="The budget: params=50%,latency=0.5x.")]
 Keep = Annotated[str | None, typer.Option("--keep", metavar="SHARE", help="The floor of quality: 98%.")]
@@ -66,7 +66,7 @@ def required_task(spec: str | None) -> str:
     if spec is None:
         raise BadInput(
             "no task given; say what the network is for with --task text:FILE (a file of text, one passage a line: "
-            "be like the original), --task sts:FILE, --task classify:FILE or --task images:FOLDER"
+            "be like the original), --task lm:FILE, --task sts:FILE, --task classify:FILE or --task images:FOLDER"
         )
     return spec
 
