@@ -24,9 +24,7 @@ from isthmus.sites.site import Attribute, Site, common_module
 from isthmus.sites.surgery import narrow_model
 
 #: Names under which modules keep how many heads there are, or how wide all of them are together.
-HEAD_COUNTS = frozenset(
-    ("num_attention_heads", "num_heads", "n_heads", "heads", "num_key_value_heads", "num_kv_heads")
-)
+HEAD_COUNTS = frozenset(("num_attention_heads", "num_heads", "n_heads", "heads", "num_key_value_heads", "num_kv_heads"))
 HEAD_SIZES = frozenset(("all_head_size", "out_dim_projection", "out_dim_keys_values", "inner_dim", "split_size"))
 #: How many query heads read the same keys and values.
 SHARING = "num_key_value_groups"

@@ -170,7 +170,7 @@ def keep_layers(model: nn.Module, path: str, keep: Sequence[int]) -> None:
     for number, layer in enumerate(staying):
         for part in layer.modules():
             if type(getattr(part, "layer_idx", None)) is int:
-                part.layer_idx = number  # type: ignore[assignment]
+                part.layer_idx = number
 
 
 def built_indices(layers: nn.Module) -> tuple[int, ...] | None:
