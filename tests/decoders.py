@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import decoders as byte_decoder
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import AutoConfig
+
+import small
+from isthmus.network import Network
 
 VOCABULARY = 97
 POSITIONS = 192
@@ -41,6 +47,51 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
     },
 }
+
+#: The same, as it varies within a family, and more families: what the matrix of sites runs through.
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-tied": ("llama", {**_SHARED, "tie_word_embeddings": True}),
+    "mistral-sliding": ("mistral", {**_SHARED, "sliding_window": 6}),
+    "gemma-mqa": ("gemma", {**_SHARED, "head_dim": 8, "num_key_value_heads": 1}),
+    "gemma2": ("gemma2", {**_SHARED, "head_dim": 8, "sliding_window": 6}),
+    "gemma3": ("gemma3_text", {**_SHARED, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "phi": ("phi", {**_SHARED, "num_key_value_heads": 4}),
+    "phi3": ("phi3", _SHARED),
+    "opt": ("opt", {**_SHARED, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "falcon": (
+        "falcon",
+        {**_SHARED, "multi_query": False, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48},
+    ),
+    "falcon-mqa": ("falcon", {**_SHARED, "multi_query": True, "ffn_hidden_size": 48}),
+}
+NAMES = (*FAMILIES, *MORE)
+
+
+def network(name: str, seed: int = 0) -> Network:
+    """Return a tiny decoder of a family, or a variant of one, every parameter random, as a language model."""
+    family, settings = MORE.get(name) or (name, FAMILIES[name])
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return Network(name, model, None, "tokens", False, POSITIONS)
+
+
+def write_decoder(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """Write a tiny decoder with a byte-pair tokenizer of made-up sentences and return its folder."""
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = byte_decoder.ByteLevel()
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    pieces.train_from_iterator(small.sentences(200), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="<s>")
+    ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 64}
+    decoder(family, seed, vocab_size=len(tokenizer), **{**ids, **changes}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def decoder(family: str = "llama", seed: int = 0, **changes: Any) -> Any:

@@ -21,7 +21,8 @@ INTRODUCTION = """# Networks
 Which architectures have sites, and what was proved of each: `isthmus doctor` on a small random network of that class,
 narrowed at random. *Mask* is the largest difference between closing units and removing them, over every site alone and
 all at once, as a share of the largest output (limit 1e-5). *Saved* is the difference between a narrowed network and
-itself after saving and opening it. *Exported* is the difference between OpenVINO and PyTorch (limit 1e-4). The test
+itself after saving and opening it; of a language model also whether what it then generates, with its cache, is what the
+narrowed one finds likeliest. *Exported* is the difference between OpenVINO and PyTorch (limit 1e-4). The test
 suite repeats this for all sites at once, and holds predicted parameters, bytes and MACs against counted ones.
 
 Text encoders have a declared anatomy. Any other network is run once: what hangs together is found by following its
@@ -49,23 +50,26 @@ def main() -> None:
 
 
 def all_names() -> list[str]:
+    import decoders
     import networks
     import visions
 
-    return [*networks.NAMES, *visions.NAMES, *visions.MODULES]
+    return [*networks.NAMES, *visions.NAMES, *visions.MODULES, *decoders.NAMES]
 
 
 def asked(name: str) -> dict[str, Any]:
     """Return what the doctor says of one architecture."""
     import torch
 
+    import decoders
     import networks
     import visions
     from isthmus.doctor import diagnose
     from isthmus.sites import survey
 
     torch.set_num_threads(1)
-    network = networks.tiny(name) if name in networks.NAMES else visions.network(name)
+    maker = networks.tiny if name in networks.NAMES else visions.network
+    network = (decoders.network if name in decoders.NAMES else maker)(name)
     start = time.perf_counter()
     diagnosis = diagnose(network)
     worst: dict[str, float] = {}

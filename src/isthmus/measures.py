@@ -31,6 +31,7 @@ def _quality() -> tuple[Listed, ...]:
         ("likeness", "Rank correlation of held-out similarities under the network and under the original."),
         ("spearman", "Rank correlation of a pair's similarity and its score."),
         ("accuracy", "Share of held-out examples whose class is right."),
+        ("likelihood", "Geometric mean of the probability of each next token: one over the perplexity."),
     )
     return tuple(Listed(name, None, EVALUATION, metrics, summary) for name, summary in found)
 

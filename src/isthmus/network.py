@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isthmus.continuing import next_logits, text_nats
 from isthmus.errors import BadInput
 from isthmus.examples import Example, size_of, texts_of
 
@@ -66,8 +68,9 @@ class Network:
     model : nn.Module
         In evaluation mode, float32.
     tokenizer : transformers fast tokenizer or None
-    pooling : {"mean", "cls", "logits"}
-        How token states become one vector; ``logits`` for a sequence classifier, whose output is used as it is.
+    pooling : {"mean", "cls", "logits", "tokens"}
+        How token states become one vector; ``logits`` for a sequence classifier, whose output is used as it is;
+        ``tokens`` for a language model, of which the logits of every next token are used.
     normalize : bool
         Whether embeddings are scaled to unit length.
     max_length : int
@@ -92,6 +95,16 @@ class Network:
     record: Mapping[str, Any] = field(default_factory=dict)
     codes: Mapping[str, bytes] = field(default_factory=dict)
     images: ImageInput | None = None
+
+    @property
+    def predicts(self) -> bool:
+        """Whether its outputs are logits, of classes or of next tokens, rather than embeddings."""
+        return self.pooling in ("logits", "tokens")
+
+    @property
+    def continues(self) -> bool:
+        """Whether it is a language model, whose outputs are many of one text."""
+        return self.pooling == "tokens"
 
     def with_model(self, model: nn.Module, tokenizer: Any = None) -> Network:
         """Return the same network around another model (and tokenizer), whose weights are not coded."""
@@ -146,12 +159,23 @@ def encode(
 
 
 def outputs(network: Network, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Run a network on encoded examples; return embeddings ``(batch, width)`` or logits ``(batch, classes)``."""
-    return pool(network, network.model(**inputs), inputs.get("attention_mask"))
+    """Run a network on encoded examples.
+
+    Returns
+    -------
+    Tensor, shape ``(batch, width)`` or ``(batch, classes)``
+        Of a language model ``(tokens that have one before them, vocabulary)``.
+    """
+    return pool(network, network.model(**inputs, **without_cache(network.model)), inputs.get("attention_mask"))
+
+
+def without_cache(model: nn.Module) -> dict[str, bool]:
+    """Return the argument with which a decoder keeps no keys and values; nothing for any other model."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def pool(network: Network, output: Any, attention_mask: Tensor | None) -> Tensor:
-    """Pool a model's output to one vector an example.
+    """Pool a model's output to one vector an example, or, of a language model, one a token that has one before it.
 
     Parameters
     ----------
@@ -165,9 +189,12 @@ def pool(network: Network, output: Any, attention_mask: Tensor | None) -> Tensor
     -------
     Tensor, shape ``(batch, width)`` or ``(batch, classes)``
     """
-    if network.pooling == "logits":
+    if network.predicts:
         logits: Tensor = output.logits
-        return logits
+        if not network.continues:
+            return logits
+        assert attention_mask is not None
+        return next_logits(logits, attention_mask)
     hidden: Tensor = output.last_hidden_state
     if hidden.dim() == 4:
         pooled = hidden.mean((2, 3))
@@ -222,11 +249,13 @@ def embed(
     Returns
     -------
     ndarray, shape ``(examples, width)``, float32
-        In the order given.
+        In the order given. Of a language model ``(examples, 2)``, as `isthmus.continuing.text_nats` returns it.
     """
     import numpy as np
     import torch
 
+    if network.continues:
+        return text_nats(network, texts_of(examples, f"network {network.name}"))
     order = sorted(range(len(examples)), key=lambda index: size_of(examples[index]))
     rows: list[Any] = [None] * len(examples)
     with torch.inference_mode():

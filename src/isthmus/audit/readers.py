@@ -104,6 +104,8 @@ def read_task(task: Task, *, seed: int = 0) -> Reading:
     BadInput
         If there are too few.
     """
+    if task.kind == "lm":
+        raise BadInput(f"{task.name}: language models are not audited yet; compare shows perplexity and recall")
     held = task.held_out
     single = texts_of(held.examples, "audit")
     texts: Parts = tuple(zip(held.left, held.right, strict=True)) if held.left else tuple((text,) for text in single)

@@ -18,7 +18,7 @@ EFFORTS = ("none", "faster", "fast", "full")
 DOCUMENTATION = "documentation"
 NO_TASK = (
     "no task given: be like the original on the documentation of what is installed here; say what the network is for "
-    "with --task text:FILE (a file of text, one passage a line), sts:FILE, classify:FILE or images:FOLDER"
+    "with --task text:FILE (a file of text, one passage a line), lm:FILE, sts:FILE, classify:FILE or images:FOLDER"
 )
 _SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -33,7 +33,7 @@ TaskSpec = Annotated[
     typer.Option(
         "--task",
         metavar="TASK",
-        help="What the network is for: text:, sts:, classify: or images:PATH, or documentation.",
+        help="What the network is for: text:, lm:, sts:, classify: or images:PATH, or documentation.",
         show_default="documentation",
     ),
 ]

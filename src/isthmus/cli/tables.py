@@ -167,6 +167,7 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
             cell(row, "peak_bytes", "B"),
             f"{metric(row['metric'])} [{metric(row['ci95'][0])}, {metric(row['ci95'][1])}]",
             percent(row["relative"]),
+            *_language(row, first),
         )
         for row in rows
     ]
@@ -180,10 +181,18 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         "peak memory",
         f"{first['metric_name']} [95 %]",
         "relative",
+        *(("perplexity",) if "perplexity" in first else ()),
+        *first.get("recall", ()),
     )
     show_table(title, columns, body)
     for note in first.get("notes", ()):
         print(f"note: {note}")
+
+
+def _language(row: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what is shown of a language model beside the others: perplexity, and shares of what it recalls."""
+    shown = (plain(row["perplexity"]),) if "perplexity" in first else ()
+    return (*shown, *(percent(row["recall"].get(kind)) for kind in first.get("recall", ())))
 
 
 def show_methods(infos: Sequence[MethodInfo]) -> None:

@@ -104,23 +104,25 @@ def macs_rate(
         Keyword arguments of the network for one example, where the model alone does not say what they are.
     """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     counted = macs_by_module(model, example_inputs(model, length) if inputs is None else inputs)
     places = {place: counted[place] for place in (*_layer_paths(sites), *_attention_places(sites)) if place in counted}
     rest = defaultdict(int, places)
     rest[""] = counted[""] - sum(rest.values())
     terms: list[Term] = []
+    first = {id(tensor): name for name, tensor in model.named_parameters()}
     for name, module in model.named_modules():
-        kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+        kinds = (torch.nn.Linear, Conv1D, torch.nn.modules.conv._ConvNd)
         if not isinstance(module, kinds) or not counted.get(name):
             continue
         rows = counted[name] / module.weight.numel()
-        weight = f"{name}.weight"
+        weight = first.get(id(module.weight), f"{name}.weight")  # of a tied one the name that sites know it by
         terms += [
             Term(term.coefficient * rows, term.factors)
             for term in _tensor_terms(weight, tuple(module.weight.shape), sites)
         ]
-        rest[next((place for place in places if weight.startswith(f"{place}.")), "")] -= counted[name]
+        rest[next((place for place in places if name.startswith(f"{place}.")), "")] -= counted[name]
     for place, macs in rest.items():
         terms += _attention_terms(place, macs, sites)
     return Rate("macs", _merge(terms))

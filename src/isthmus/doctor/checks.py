@@ -58,7 +58,8 @@ def vocabulary_error(network: Network, sites: Sequence[Site], keep: Sequence[int
 def saved_error(network: Network, narrow: Network, kept: Kept, generator: np.random.Generator) -> float:
     """Compare a narrowed network with itself after saving and opening it; zero means equal to the last bit.
 
-    A module that no config builds is narrowed anew from its description, and given the weights that were saved.
+    A module that no config builds is narrowed anew from its description, and given the weights that were saved. What a
+    language model generates, opened again and with its cache, must be what the narrowed one finds likeliest without.
     """
     from isthmus.storage.artifact import save_artifact
     from isthmus.storage.opening import open as open_network
@@ -76,7 +77,24 @@ def saved_error(network: Network, narrow: Network, kept: Kept, generator: np.ran
                 model = copy.deepcopy(kind.from_pretrained(place, dtype="float32").eval())
             else:
                 model = open_network(place).model
-        return _largest(run(model, inputs), run(narrow.model, inputs))
+        error = _largest(run(model, inputs), run(narrow.model, inputs))
+        return max(error, _generated_error(model, narrow.model, inputs["input_ids"][:1])) if generates(model) else error
+
+
+def generates(model: nn.Module) -> bool:
+    """Return whether a model continues texts."""
+    return bool(getattr(model, "can_generate", lambda: False)())
+
+
+def _generated_error(model: Any, other: nn.Module, ids: Tensor, count: int = 4) -> float:
+    """Return the share of tokens that a model generates which are not those that the other finds likeliest."""
+    import torch
+
+    with torch.no_grad():
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+        likeliest = other(input_ids=found, attention_mask=torch.ones_like(found)).logits.argmax(-1)
+    start = ids.shape[1]
+    return float((likeliest[:, start - 1 : -1] != found[:, start:]).float().mean())
 
 
 def _rebuilt(original: nn.Module, narrow: nn.Module, kept: Kept, file: Path) -> nn.Module:
@@ -102,7 +120,7 @@ def export_error(narrow: Network, generator: np.random.Generator) -> float:
         from isthmus.export.checking import run_in_openvino
 
         found = run_in_openvino(narrow.model, inputs)
-        return _largest(found, _outputs(narrow.model, inputs))
+        return _largest(_of_tokens(found, inputs), run(narrow.model, inputs))
     return _text_export_error(narrow, inputs)
 
 
@@ -118,9 +136,8 @@ def _text_export_error(narrow: Network, inputs: dict[str, Tensor]) -> float:
     with tempfile.TemporaryDirectory(prefix="isthmus-doctor-") as folder:
         runner = load_runner("openvino", export_network(narrow, "openvino", folder), 1)
         found = torch.from_numpy(runner({name: tensor.numpy() for name, tensor in inputs.items()}).copy())
-    if "logits" in wanted:
-        return _relative(found, wanted["logits"])
-    return _relative(found[inputs["attention_mask"].bool()], wanted["last_hidden_state"])
+    name = "logits" if "logits" in wanted else "last_hidden_state"
+    return _relative(_of_tokens({name: found}, inputs)[name], wanted[name])
 
 
 def narrowed(network: Network, sites: Sequence[Site], kept: Kept) -> Network:
@@ -165,10 +182,17 @@ def _tokens(network: Network, generator: np.random.Generator, batch: int, length
 
 def run(model: nn.Module, inputs: Mapping[str, Tensor]) -> Outputs:
     """Return the outputs that a network is used for; of states, only those of tokens that are not padding."""
-    found = _outputs(model, inputs)
-    if "last_hidden_state" in found and "attention_mask" in inputs:
-        found["last_hidden_state"] = found["last_hidden_state"][inputs["attention_mask"].bool()]
-    return found
+    return _of_tokens(_outputs(model, inputs), inputs)
+
+
+def _of_tokens(found: Outputs, inputs: Mapping[str, Tensor]) -> Outputs:
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return found
+    return {
+        name: tensor[mask.bool()] if tensor.dim() == 3 and tensor.shape[:2] == mask.shape else tensor
+        for name, tensor in found.items()
+    }
 
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> Outputs:

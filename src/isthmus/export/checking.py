@@ -24,6 +24,7 @@ def run_in_openvino(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
     import openvino
     import torch
 
+    from isthmus.network import without_cache
     from isthmus.sites.tracing import named_outputs
 
     names: list[str] = []
@@ -34,7 +35,8 @@ def run_in_openvino(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
             self.model = model
 
         def forward(self, **given: Tensor) -> tuple[Tensor, ...]:
-            found = [(name, one) for name, one in named_outputs(self.model(**given)) if one.is_floating_point()]
+            output = self.model(**given, **without_cache(model))
+            found = [(name, one) for name, one in named_outputs(output) if one.is_floating_point()]
             names[:] = [name for name, _ in found]
             return tuple(one for _, one in found)
 

@@ -16,6 +16,7 @@ from isthmus.memory import give_back
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from isthmus.examples import Example
     from isthmus.network import Network
@@ -162,11 +163,19 @@ def runner_embed(
 ) -> Callable[[Sequence[Example]], np.ndarray[Any, Any]]:
     """Return a function that embeds examples in an engine, to a float32 array of shape ``(examples, width)``."""
 
+    def logits(inputs: dict[str, Tensor]) -> Tensor:
+        import torch
+
+        return torch.from_numpy(runner({name: tensor.numpy() for name, tensor in inputs.items()}))
+
     def embed(examples: Sequence[Example]) -> np.ndarray[Any, Any]:
         import numpy as np
 
-        from isthmus.examples import size_of
+        from isthmus.continuing import text_nats
+        from isthmus.examples import size_of, texts_of
 
+        if network.continues:
+            return text_nats(network, texts_of(examples, network.name), logits)
         order = sorted(range(len(examples)), key=lambda index: size_of(examples[index]))
         rows: list[Any] = [None] * len(examples)
         for start in range(0, len(order), batch_size):

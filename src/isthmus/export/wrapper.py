@@ -32,7 +32,9 @@ def one_output(network: Network) -> torch.nn.Module:
     """Wrap a network so that it returns one tensor: the last hidden state, or a classifier's logits."""
     import torch
 
-    name = "logits" if network.pooling == "logits" else "last_hidden_state"
+    from isthmus.network import without_cache
+
+    name = "logits" if network.predicts else "last_hidden_state"
 
     class OneOfImages(torch.nn.Module):
         def __init__(self, model: torch.nn.Module) -> None:
@@ -55,7 +57,9 @@ def one_output(network: Network) -> torch.nn.Module:
             token_type_ids: torch.Tensor | None = None,
         ) -> torch.Tensor:
             types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-            output = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+            output = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, **types, **without_cache(self.model)
+            )
             tensor: torch.Tensor = getattr(output, name)
             return tensor
 

@@ -48,7 +48,7 @@ def search_floor(study: Study, floor: float, *, method: str, progress: Progress 
     vocabulary = vocabulary_relevance(study.probe, study.sites, examples)
     likened = validation.metric_name == LIKENESS
     reference = embed(study.network, validation.held_out.examples, batch_size=64) if likened else None
-    logits = study.network.pooling == "logits"
+    logits = study.network.predicts
     base = evaluate(_embedder(study.network), validation, logits=logits, seed=study.seed).value
     tried: dict[float, Planned] = {}
 

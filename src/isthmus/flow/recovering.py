@@ -254,7 +254,7 @@ def _coding_recipe(
     """Decide how many steps to train on the grids of the codes."""
     weights = np.array([coding.bytes for coding in plan.codings], dtype=float)
     bits = float(np.average([coding.bits for coding in plan.codings], weights=np.maximum(weights, 1)))
-    recipe = coding_recipe(order.effort, bits, classifier=study.network.pooling == "logits")
+    recipe = coding_recipe(order.effort, bits, classifier=study.network.predicts)
     return _timed(study, order, _with_labels(study, recipe), student, stages, "preflight-codes", started, 1.0, progress)
 
 
@@ -270,7 +270,7 @@ def _recipe_stage(
 ) -> Recipe:
     """Decide how many steps to train after the cut."""
     share = plan.predicted["params"] / plan.original["params"]
-    classifier = study.network.pooling == "logits"
+    classifier = study.network.predicts
     chosen = recipe_for(order.effort, share, classifier=classifier, solved=solved, convolutional=convolutional(student))
     recipe = _with_labels(study, chosen)
     part = 0.5 if plan.codings else 1.0  # the rest of the time is for training on the grids of the codes

@@ -25,7 +25,7 @@ from isthmus.flow.suiting import check_suits, mean_tokens
 from isthmus.flow.verifying import bytes_on_disk
 from isthmus.network import Network
 from isthmus.progress import Progress, silent
-from isthmus.relevance.probe import Probe, make_probe
+from isthmus.relevance.probe import Probe, make_probe, most_examples
 from isthmus.sites import VOCABULARY, Site, discover, narrow_model
 from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.weights import header_bytes, saved_shapes
@@ -87,7 +87,7 @@ def start_study(
     sites = _of_kinds(discover(network), kinds, network.name)
     examples = list(task.require_train())
     random.Random(seed).shuffle(examples)
-    count = min(PROBE_EXAMPLES, max(len(examples) // 4, 2))
+    count = min(PROBE_EXAMPLES, most_examples(network), max(len(examples) // 4, 2))
     length = mean_tokens(network, task.held_out.passages[:512])
     probe = make_probe(network, examples[:count])
     return Study(network, task, sites, tuple(examples[count:]), probe, length, seed, engine, notes)

@@ -16,8 +16,11 @@ def check_suits(network: Network, task: Task) -> tuple[str, ...]:
     Raises
     ------
     BadInput
-        If one is of texts and the other of images.
+        If one is of texts and the other of images, or one is a language model and the other not of one.
     """
+    if network.continues != (task.kind == "lm"):
+        what, give = ("a language model", "lm:PATH") if network.continues else ("no language model", "text:PATH")
+        raise BadInput(f"network {network.name}: {what}, and {task.name} is of another sort; give {give}")
     wanted = network.images
     if wanted is None:
         if task.kind == "images":

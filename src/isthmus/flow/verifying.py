@@ -11,7 +11,7 @@ import numpy as np
 
 from isthmus.budget import Budget
 from isthmus.errors import BadInput, UnreachableBudget
-from isthmus.examples import Example, shown
+from isthmus.examples import Example, shown, texts_of
 from isthmus.export.bench import bench_networks
 from isthmus.export.engines import load_runner, runner_embed
 from isthmus.export.quantized import FLOAT
@@ -22,6 +22,8 @@ from isthmus.progress import Progress, silent
 from isthmus.storage.weights import predicted_bytes, saved_shapes, weight_bytes
 from isthmus.tasks import Metric, Task, evaluate
 from isthmus.tasks.task import LIKENESS
+from isthmus.zoo.lm_docs_recall import SHORTEST as SHORTEST_RECALL
+from isthmus.zoo.lm_docs_recall import recalled
 
 
 def measure_quality(
@@ -96,7 +98,8 @@ def compare_networks(
     -------
     list of dict
         For each network ``name, params, bytes, macs, latency_ms, engine, batch, length, peak_bytes, metric_name,
-        metric, ci95, relative``, and ``notes`` on what was done to the task's data.
+        metric, ci95, relative``, and ``notes`` on what was done to the task's data; of language models also
+        ``perplexity`` and ``recall``.
     """
     names = [network.name for network in networks]
     notes = [check_suits(network, task) for network in networks]
@@ -111,7 +114,23 @@ def compare_networks(
         row["metric_name"], row["metric"], row["ci95"] = metric.name, metric.value, list(metric.ci95)
         row["relative"] = metric.value / first if first else float("nan")
         row["latency_spread"] = list(row["latency_spread"])
+        if network.continues:
+            row["perplexity"] = 1 / metric.value
+            row["recall"] = recall_of(network, task, seed)
     return rows
+
+
+def recall_of(network: Network, task: Task, seed: int) -> dict[str, float]:
+    """Return the share of what a language model recalls of texts made for that, by kind: needles, pairs, copies.
+
+    The texts are as long as its window; where that, or the held-out text that needles lie in, is short, none are made.
+    """
+    texts = texts_of(task.held_out.examples, task.name)
+    ids = network.tokenizer(" ".join(texts), return_attention_mask=False, verbose=False)["input_ids"]
+    if min(len(ids), network.max_length) < SHORTEST_RECALL:
+        return {}
+    length = min(len(ids), network.max_length)
+    return recalled(network.model, network.tokenizer, length, np.asarray(ids, dtype=np.int32), seed=seed)
 
 
 def bytes_on_disk(network: Network) -> int:
@@ -159,10 +178,12 @@ def changed_most(original: Network, narrowed: Network, task: Task, count: int = 
     Returns
     -------
     list of dict
-        ``text, text2`` (of images their names), ``original, narrowed, label``: cosine similarities of a pair, or the
-        probability of the true class for a classifier.
+        ``text, text2`` (of images their names), ``original, narrowed, label``: cosine similarities of a pair, the
+        probability of the true class for a classifier, or of a next token for a language model.
     """
     held = task.held_out
+    if original.continues:
+        return _changed_texts(original, narrowed, texts_of(held.examples, task.name), count)
     left: Sequence[Example]
     right: Sequence[Example] | None
     if original.pooling == "logits" and held.labels:
@@ -180,6 +201,24 @@ def changed_most(original: Network, narrowed: Network, task: Task, count: int = 
             "original": float(before[index]),
             "narrowed": float(after[index]),
             "label": truth[index],
+        }
+        for index in order
+    ]
+
+
+def _changed_texts(
+    original: Network, narrowed: Network, texts: Sequence[str], count: int, most: int = 300
+) -> list[dict[str, Any]]:
+    """Return the texts whose tokens changed most in probability, in the geometric mean; ``most`` characters of each."""
+    before, after = (np.exp(-nats / tokens) for nats, tokens in (embed(one, texts).T for one in (original, narrowed)))
+    order = np.argsort(-np.abs(before - after))[:count]
+    return [
+        {
+            "text": texts[index][:most],
+            "text2": None,
+            "original": float(before[index]),
+            "narrowed": float(after[index]),
+            "label": None,
         }
         for index in order
     ]

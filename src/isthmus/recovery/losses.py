@@ -148,7 +148,7 @@ class Learner(nn.Module):
     def _distilled(self, seen: Seen, target: Seen, aligned: Tensor) -> Tensor:
         recipe, pooling = self.recipe, self.network.pooling
         loss = 0 * seen.pooled.float().sum()  # a gradient of zero where no weight applies
-        if recipe.output and pooling != "logits" and self._comparable(seen.pooled, target.pooled):
+        if recipe.output and not self.network.predicts and self._comparable(seen.pooled, target.pooled):
             loss = loss + recipe.output * output_loss(seen.pooled, target.pooled, self.projection)
         if recipe.relation:
             loss = loss + recipe.relation * divergence(seen.pooled, target.pooled, pooling)

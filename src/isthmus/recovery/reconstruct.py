@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from isthmus.errors import IsthmusError
 from isthmus.examples import Example
-from isthmus.network import Network
+from isthmus.network import Network, without_cache
 from isthmus.progress import Progress, silent
 from isthmus.recovery.batches import Batch
 from isthmus.recovery.drawing import draw
 from isthmus.sites import LAYERS, WIDTH, Site
+from isthmus.sites.norms import rms_epsilon
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def reconstruct(
         passages = _passages(student, teacher, ours, stack, examples)
         for index, layer in enumerate(stack):
             paths = _projections(sites, f"{layers.module}.{index}.")
+            if not all(isinstance(layer.get_submodule(path), nn.Linear) for path in paths):
+                raise IsthmusError(f"reconstruction: {layers.module}.{index} does not write with linear maps")
             if index in keep:
                 place = keep.index(index)
                 _reconstruct_layer(ours[place], layer, place, index, paths, rows, passages, ridge)
@@ -169,7 +172,7 @@ def _calls(model: nn.Module, layers: nn.ModuleList, inputs: dict[str, Tensor]) -
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        model(**inputs)
+        model(**inputs, **without_cache(model))
     return streams[0], calls
 
 
@@ -205,7 +208,7 @@ def _streams(
         for path in paths:
             stack.callback(layer.get_submodule(path).register_forward_hook(projection_hook(path)).remove)
         for module in layer.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm) or rms_epsilon(module) is not None:
                 stack.callback(module.register_forward_pre_hook(norm_hook).remove)
         result = _run(layer, stream, call)
     for path in inputs:

@@ -100,8 +100,8 @@ class Teacher:
 
         Which of the two is done depends on the examples and steps only, for the outputs may differ in the last bits.
         """
-        if steps * batches.size <= batches.count or not batches.fixed:
-            return
+        if steps * batches.size <= batches.count or not batches.fixed or self.network.continues:
+            return  # a language model has as many outputs of a text as there are tokens: too many to remember
         # A process without a share of so few examples has nothing to look at, and nothing that could be too large.
         first = next(iter(batches.once()), None)
         width = 0 if first is None else self.see(first).pooled.shape[-1]
@@ -148,9 +148,26 @@ class HeldOutExamples:
     def __init__(self, batches: Batches, student: Network, teacher: Teacher) -> None:
         self.batches, self.student = batches, student
         self.bf16, self.accelerator = teacher.bf16, teacher.accelerator
-        self.targets = pooled_table(batches, teacher.network, self.bf16, self.accelerator, "teacher")
+        self.teacher = teacher
+        self.targets = torch.zeros(0)
+        if not student.continues:
+            self.targets = pooled_table(batches, teacher.network, self.bf16, self.accelerator, "teacher")
 
     def divergence(self) -> float:
         """Return the student's divergence from the teacher over all held-out examples, in nats."""
+        if self.student.continues:
+            return self._of_tokens()
         table = pooled_table(self.batches, self.student, self.bf16, self.accelerator, "student")
         return float(divergence(table, self.targets, self.student.pooling))
+
+    def _of_tokens(self) -> float:
+        """Return the mean divergence of the next token, a token; the teacher is asked anew."""
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch in self.batches.once():
+            with torch.no_grad(), low_precision(self.bf16):
+                ours = see(self.student, batch.student, Watched()).pooled
+            nats = divergence(ours, self.teacher.see(batch).pooled, self.student.pooling)
+            total += torch.tensor([float(nats) * len(ours), len(ours)], dtype=torch.float64)
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(total, "sum")
+        return float(total[0] / total[1])

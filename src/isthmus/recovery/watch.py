@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from isthmus.network import Network, pool
+from isthmus.network import Network, pool, without_cache
 from isthmus.sites import LAYERS, WIDTH, Site, discover
 
 
@@ -106,7 +106,7 @@ def see(network: Network, inputs: dict[str, Tensor], watched: Watched) -> Seen:
     projection = watched.projection
     paths = [*watched.layers, *([projection.module] if projection else [])]
     with watching(network.model, paths) as outputs:
-        output = network.model(**inputs)
+        output = network.model(**inputs, **without_cache(network.model))
     mask = inputs.get("attention_mask")
     pooled = pool(network, output, mask)
     projected = None

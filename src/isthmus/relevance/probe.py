@@ -16,6 +16,9 @@ from isthmus.tasks.divergence import divergence
 PROBE_TOKENS = 96
 """Texts are cut to this many tokens: it bounds memory, and divergence is an average over many texts."""
 
+PROBE_LOGITS = 1 << 26
+"""Logits of the original that a probe holds at most: a quarter of a gigabyte."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -29,6 +32,14 @@ class Probe:
     examples: tuple[tuple[Example, ...], ...]
     inputs: tuple[dict[str, Tensor], ...]
     reference: tuple[Tensor, ...]
+
+
+def most_examples(network: Network) -> int:
+    """Return how many examples the original's outputs can be held of: a language model has many of one text."""
+    if not network.continues:
+        return 1 << 30
+    vocabulary = int(network.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+    return max(8, PROBE_LOGITS // (vocabulary * PROBE_TOKENS))
 
 
 def make_probe(network: Network, examples: Sequence[Example], *, batch: int = 64) -> Probe:

@@ -143,7 +143,7 @@ def _gradients(
 
 def sampled_loss(output: Tensor, pooling: str, generator: torch.Generator) -> Tensor:
     """Return the summed negative log-likelihood (nats) of labels drawn from the output's own distribution."""
-    if pooling == "logits":
+    if pooling in ("logits", "tokens"):
         logits = output.float()
     else:
         unit = F.normalize(output.float(), dim=-1)

@@ -228,7 +228,7 @@ class _Training:
             output = outputs(self.student, inputs).float()
         loss = divergence(output, reference, network.pooling)
         total = loss
-        if self.schedule.weight_rate > 0 and network.pooling != "logits":
+        if self.schedule.weight_rate > 0 and not network.predicts:
             total = total + 2 * (1 - F.cosine_similarity(output, reference).mean())
         rows = None
         if self.vocabulary is not None:

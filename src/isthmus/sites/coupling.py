@@ -142,9 +142,11 @@ def _gates(found: Trace, unit_of: Integers, number: Mapping[int, int]) -> tuple[
     for part in found.sums:
         owner = lookup[unit_of[part.labels.numpy()]]
         if (owner >= 0).any():
-            module = part.weight.rpartition(".")[0]
-            where = "within" if module in found.standardized else "input"
-            gate = _gate(found, module, where, owner, part.labels, unit_of, len(number))
+            gate = None
+            for weight in found.shared.get(part.weight, (part.weight,)):
+                module = weight.rpartition(".")[0]
+                where = "within" if module in found.standardized else "input"
+                gate = gate or _gate(found, module, where, owner, part.labels, unit_of, len(number))
             if gate is None:
                 return (), f"no module is given what {part.weight} multiplies"
             gates[gate] = None

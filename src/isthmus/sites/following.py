@@ -24,8 +24,10 @@ from isthmus.sites.site import Attribute, Site, common_module
 from isthmus.sites.surgery import narrow_model
 
 #: Names under which modules keep how many heads there are, or how wide all of them are together.
-HEAD_COUNTS = frozenset(("num_attention_heads", "num_heads", "n_heads", "heads"))
-HEAD_SIZES = frozenset(("all_head_size", "out_dim_projection", "out_dim_keys_values", "inner_dim"))
+HEAD_COUNTS = frozenset(("num_attention_heads", "num_heads", "n_heads", "heads", "num_key_value_heads", "num_kv_heads"))
+HEAD_SIZES = frozenset(("all_head_size", "out_dim_projection", "out_dim_keys_values", "inner_dim", "split_size"))
+#: How many query heads read the same keys and values.
+SHARING = "num_key_value_groups"
 #: Names under which modules keep how wide something is.
 SIZES = frozenset(("hidden_size", "embed_dim", "dim", "channels", "num_channels", "groups", "num_features"))
 
@@ -115,8 +117,10 @@ def _with_attributes(model: nn.Module, site: Site, *, sizes: bool) -> Site:
         for name, value in vars(module).items():
             if type(value) is not int:
                 continue
-            if name in HEAD_COUNTS and value == site.units and site.kind == "heads":
-                found.append(Attribute(path, name))
+            if site.kind == "heads" and (name in HEAD_COUNTS or (name == SHARING and len(each) == 1)):
+                # A unit is as many query heads as read the same keys and values; where all do, it is one of them.
+                if value > 1 and value % site.units == 0:
+                    found.append(Attribute(path, name, value // site.units))
             elif name in (HEAD_SIZES if site.kind == "heads" else SIZES) and value in factors:
                 found.append(Attribute(path, name, factors[value]))
     return replace(site, attributes=tuple(dict.fromkeys((*site.attributes, *found))))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isthmus.sites.norms import gated_rms_norm, rms_epsilon
 from isthmus.sites.site import Gate, Site
 
 
@@ -105,7 +106,14 @@ def _install(model: nn.Module, gate: Gate, value: Tensor) -> list[Any]:
         return _within(module, entry_scale(gate, value, 1), scaled)
     if gate.where == "output":
         return [module.register_forward_hook(lambda _, __, output: scaled(output))]
+    if (epsilon := _mean_square(module)) is not None:
+        scale = entry_scale(gate, value, 1)
+        return [module.register_forward_hook(lambda _, args, output: gated_rms_norm(args[0], output, scale, epsilon))]
     return [module.register_forward_hook(lambda norm, args, _: _normed(norm, gate, args[0], value))]
+
+
+def _mean_square(module: nn.Module) -> float | None:
+    return None if isinstance(module, nn.LayerNorm | nn.GroupNorm) else rms_epsilon(module)
 
 
 def _within(module: nn.Module, scale: Tensor, scaled: Callable[[Tensor], Tensor]) -> list[Any]:

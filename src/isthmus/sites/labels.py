@@ -56,6 +56,7 @@ class Ties:
     def __init__(self) -> None:
         self.count = 1
         self._pairs: list[NDArray[np.int64]] = []
+        self._copies = np.zeros(0, dtype=np.int64)
 
     @property
     def ties(self) -> int:
@@ -66,6 +67,16 @@ class Ties:
         """Return ``count`` labels that nothing has yet."""
         first, self.count = self.count, self.count + count
         return torch.arange(first, self.count)
+
+    def copies(self, count: int) -> Tensor:
+        """Return labels of copies of one thing, any of which can leave by itself: where nothing else names them."""
+        labels = self.fresh(count)
+        self._copies = np.append(self._copies, labels.numpy())
+        return labels
+
+    def are_copies(self, factor: Tensor) -> bool:
+        """Return whether a factor's labels are of copies."""
+        return bool(np.isin(factor.numpy(), self._copies).all())
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Make two sets of labels the same, entry by entry; shapes are broadcast."""
@@ -108,8 +119,13 @@ class Ties:
         return self.checked(factor)
 
     def disjoint(self, factors: Sequence[Tensor | None]) -> Factors:
-        """Return factors of which no two depend on the same dimension; those that do are fixed."""
+        """Return factors of which no two depend on the same dimension; those that do are fixed, copies first."""
         found = [factor for factor in factors if factor is not None]
+        own = {dim for factor in found if not self.are_copies(factor) for dim in support(factor)}
+        for factor in found:
+            if self.are_copies(factor) and own & set(support(factor)):
+                self.fix(factor)
+        found = [factor for factor in found if not (self.are_copies(factor) and own & set(support(factor)))]
         clashing = {
             index
             for index, factor in enumerate(found)

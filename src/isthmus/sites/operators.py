@@ -102,6 +102,10 @@ def product(ties: Ties, left: Value, right: Value, *, weight: bool) -> tuple[Val
     together = None
     if len(batch) == 2:
         ties.tie(batch[0], batch[1])
+        # Heads that share keys and values: what one of them leaves with is the head, not an entry of all of them.
+        for factor in factors:
+            ties.fix(factor)
+        factors = []
         factors.append(batch[0])
         together = batch[0].reshape(-1)
     else:
@@ -113,6 +117,7 @@ def product(ties: Ties, left: Value, right: Value, *, weight: bool) -> tuple[Val
 def attention(ties: Ties, query: Value, key: Value, value: Value, bias: Value | None) -> tuple[Value, Tensor | None]:
     """Return the labels of attention over ``(batch, heads, tokens, size)``, and those of its heads."""
     batch, heads, rows, _ = query.shape
+    key, value = (_repeated(ties, one, heads) for one in (key, value))
     flat = [_flattened(ties, one) for one in (query, key, value)]
     turned = Value(
         (flat[1].shape[0], flat[1].shape[2], flat[1].shape[1]), tuple(f.transpose(1, 2) for f in flat[1].factors)
@@ -125,6 +130,29 @@ def attention(ties: Ties, query: Value, key: Value, value: Value, bias: Value | 
     result, _, together = product(ties, _flattened(ties, scores), flat[2], weight=False)
     shape = (batch, heads, rows, value.shape[3])
     return moved(ties, torch.ops.aten.view.default, (result, list(shape)), {}, [shape])[0], together
+
+
+def _repeated(ties: Ties, value: Value, heads: int) -> Value:
+    """Return the labels of keys or values that as many query heads read, each its own copy."""
+    batch, own, rows, size = value.shape
+    if own == heads:
+        return value
+    wide, whole = (batch, own, heads // own, rows, size), (batch, heads, rows, size)
+    value = Value((batch, own, 1, rows, size), tuple(factor.unsqueeze(2) for factor in value.factors))
+    value = expanded(ties, value, wide)
+    return moved(ties, torch.ops.aten.reshape.default, (value, list(whole)), {}, [whole])[0]
+
+
+def expanded(ties: Ties, value: Value, shape: tuple[int, ...]) -> Value:
+    """Return the labels of a tensor that is repeated along dimensions of size 1; each copy can leave by itself."""
+    value = value.aligned(len(shape))
+    copies = []
+    for dim, (old, new) in enumerate(zip(value.shape, shape, strict=True)):
+        if old != new:
+            size = [1] * len(shape)
+            size[dim] = new
+            copies.append(ties.copies(new).reshape(size))
+    return Value(shape, (*value.factors, *copies))
 
 
 def _flattened(ties: Ties, value: Value) -> Value:

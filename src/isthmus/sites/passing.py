@@ -18,9 +18,10 @@ from isthmus.sites.seen import Norm, Obstacle, Pad, Sum, Trace
 class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator that runs and passes labels through it."""
 
-    def __init__(self, found: Trace) -> None:
+    def __init__(self, found: Trace, norms: frozenset[str] = frozenset()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = found
+        self.norms = norms  # modules that normalize by the root of the mean square
         self.values: Any = WeakTensorKeyDictionary()
         self.names: dict[int, str] = {}
         self.parameters: Any = WeakTensorKeyDictionary()
@@ -102,7 +103,10 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shapes = [tuple(one.shape) for one in outputs]
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "layout")}
         operator = torch.ops.aten.reshape.default if "view" in func.__name__ else func
-        values = operators.moved(self.trace.ties, operator, (source, *args[1:]), kwargs, shapes)
+        if func.__name__.startswith("expand."):
+            values = [operators.expanded(self.trace.ties, source, shapes[0])]
+        else:
+            values = operators.moved(self.trace.ties, operator, (source, *args[1:]), kwargs, shapes)
         name = self.name(args[0])
         for one, value in zip(outputs, values, strict=True):
             self.values[one] = value
@@ -118,6 +122,10 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         everything = list(range(len(value.shape)))
         dims = everything if given is None or given == [] else [given] if isinstance(given, int) else list(given)
         dims = [dim % len(value.shape) for dim in dims]
+        place = self.stack[-1][0] if self.stack else ""
+        if place in self.norms and dims == everything[-1:] and (labels := value.along(-1)) is not None:
+            self.trace.norms.append(Norm(place, labels))
+            value = Value(value.shape, tuple(factor for factor in value.factors if support(factor) != dims))
         value = operators.without(self.trace.ties, value, dims)
         outputs = output if isinstance(output, tuple) else (output,)
         for one in outputs:

@@ -19,6 +19,9 @@ def repeated_layers(model: nn.Module, found: Trace) -> Site | None:
     returned and returning the same shape. A network with several such chains, a stage each, has none that holds most
     of its parameters and so no layers that could be counted as one site.
     """
+    kinds = getattr(getattr(model, "config", None), "layer_types", None)
+    if kinds and len(set(kinds)) > 1:  # the network's code looks up by a layer's place of which kind it is
+        return None
     total = sum(parameter.numel() for parameter in model.parameters())
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:

@@ -59,6 +59,7 @@ class Trace:
 
     ``tensors`` has the labels of parameters and buffers by name; ``calls`` those of what entered and left each module;
     ``heads`` those of the batches of products of activations; ``joint`` factors that depend on more than one dimension;
+    ``shared`` all names of a tensor that has several (tied embeddings), by the first of them;
     ``results`` the network's outputs by name, each with the
     paths of the modules that returned it, the innermost first.
     """
@@ -71,6 +72,7 @@ class Trace:
     heads: list[Tensor] = field(default_factory=list)
     joint: list[Tensor] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
     results: dict[str, tuple[Value, tuple[str, ...]]] = field(default_factory=dict)
     standardized: set[str] = field(default_factory=set)
     """Modules that standardize their weight over what enters before they use it."""

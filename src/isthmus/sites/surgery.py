@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from isthmus.errors import BadInput
 from isthmus.sites.site import Site, Slice
@@ -122,6 +123,8 @@ def refresh(module: nn.Module) -> None:
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
+    elif isinstance(module, Conv1D):
+        module.nx, module.nf = weight.shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
     elif isinstance(module, nn.LayerNorm):
@@ -159,7 +162,21 @@ def keep_layers(model: nn.Module, path: str, keep: Sequence[int]) -> None:
     parent = model.get_submodule(parent_path)
     layers = getattr(parent, name)
     staying = [layers[index] for index in keep]
-    setattr(parent, name, nn.Sequential(*staying) if isinstance(layers, nn.Sequential) else nn.ModuleList(staying))
+    rest: Any = nn.Sequential(*staying) if isinstance(layers, nn.Sequential) else nn.ModuleList(staying)
+    was = built_indices(layers) or range(len(layers))
+    rest.built_indices = tuple(was[index] for index in keep)
+    setattr(parent, name, rest)
+    # A cache is kept by the number of the layer, and told how long it is by the first.
+    for number, layer in enumerate(staying):
+        for part in layer.modules():
+            if type(getattr(part, "layer_idx", None)) is int:
+                part.layer_idx = number
+
+
+def built_indices(layers: nn.Module) -> tuple[int, ...] | None:
+    """Return which of the layers that a config builds are left in a list that lost some; None where it lost none."""
+    found: tuple[int, ...] | None = getattr(layers, "built_indices", None)
+    return found
 
 
 def _renumber_ids(model: nn.Module, site: Site, keep: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from isthmus.network import Network
 from isthmus.sites.coupling import Group, groups_of
@@ -128,7 +129,8 @@ def _weights(model: nn.Module, group: Group, dim: int) -> list[str]:
         path, _, own = part.parameter.rpartition(".")
         module = model.get_submodule(path)
         plain = isinstance(module, nn.Linear) or (_is_convolution(model, part.parameter) and module.groups == 1)
-        if own == "weight" and part.dim == dim and plain:
+        turned = isinstance(module, Conv1D)  # a linear map whose weight is (in, out)
+        if own == "weight" and (plain or turned) and part.dim == (1 - dim if turned else dim):
             found.append(part.parameter)
     return found
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.sites.labels import Ties, Value
+from isthmus.sites.norms import rms_epsilon
 from isthmus.sites.passing import Follow
 from isthmus.sites.seen import Call, Trace
 from isthmus.sites.surgery import forget
@@ -32,7 +33,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         forget(module)  # what was computed from parameters before would not be seen to come from them
     ties = Ties()
     found = Trace(ties)
-    mode = Follow(found)
+    mode = Follow(found, frozenset(path for path, part in model.named_modules() if rms_epsilon(part) is not None))
     # A buffer that is not saved is built anew at its full size.
     saved = model.state_dict().keys()
     kernels = {f"{path}.weight" for path, one in model.named_modules() if isinstance(one, nn.modules.conv._ConvNd)}
@@ -40,6 +41,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         if tensor.is_floating_point() and name in saved:
             found.tensors[name] = mode.values[tensor] = _labelled(ties, tensor, 2 if name in kernels else tensor.dim())
             mode.names[id(tensor)] = name
+    found.shared.update(_shared(model))
     handles = _follow_modules(model, mode)
     try:
         with torch.no_grad(), mode:
@@ -52,6 +54,13 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
             makers = tuple(path for path, made in mode.made if made is tensor)
             found.results[name] = (mode.values[tensor], makers)
     return found
+
+
+def _shared(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+    return {first: (first, *others) for first, *others in names.values() if others}
 
 
 def _labelled(ties: Ties, tensor: Tensor, dims: int) -> Value:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from isthmus.errors import BadArtifact, UnsupportedNetwork
-from isthmus.sites.surgery import keep_layers, refresh
+from isthmus.sites.surgery import built_indices, keep_layers, refresh
 from isthmus.storage.holders import expect_coded
 from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, RoundedLinear, round_inputs, rounded_inputs
 
@@ -26,6 +27,7 @@ VERSION = 3  # 2: weights may be coded; 3: inputs may be rounded
 # Attributes that say the shape of a parameter: they follow from it and are not written down.
 _FROM_SHAPES: dict[type[nn.Module], set[str]] = {
     nn.Linear: {"in_features", "out_features"},
+    Conv1D: {"nx", "nf"},
     nn.Embedding: {"num_embeddings", "embedding_dim"},
     nn.modules.conv._ConvNd: {"in_channels", "out_channels", "groups"},
     nn.modules.batchnorm._NormBase: {"num_features"},
@@ -132,7 +134,9 @@ def _removed_layers(skeleton: nn.Module, model: nn.Module, given: dict[str, Sequ
 
 
 def _indices(layers: nn.ModuleList | nn.Sequential) -> list[int] | None:
-    """Return the index that each layer was built with, where layers carry one."""
+    """Return which of the built layers these are: as the list says, or by the index that layers carry."""
+    if (built := built_indices(layers)) is not None:
+        return list(built)
     found = []
     for layer in layers:
         indices = [value for part in layer.modules() if isinstance(value := getattr(part, "layer_idx", None), int)]
@@ -144,6 +148,7 @@ def _indices(layers: nn.ModuleList | nn.Sequential) -> list[int] | None:
 
 def _integers(module: nn.Module) -> dict[str, int]:
     stated = {name for kind, names in _FROM_SHAPES.items() if isinstance(module, kind) for name in names}
+    stated.add("layer_idx")  # which follows from the layer's place
     return {name: value for name, value in vars(module).items() if type(value) is int and name not in stated}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MINILM = "minilm"
 RECORD_FILE = "isthmus.json"
+LANGUAGE_TOKENS = 512
+"""The longest window of a language model that is run: a logit for every word at each token takes memory."""
 
 
 def minilm_folder() -> Path:
@@ -95,6 +97,8 @@ def _from_module(model: nn.Module, name: str, tokenizer: Any, images: Any) -> Ne
     check_weights(model.state_dict(), name)
     if getattr(model, "main_input_name", "") == "pixel_values":
         return _of_images(model, name, _given_images(images, config, name))
+    if _continues([type(model).__name__]):
+        return _of_language(model, name, tokenizer)
     pooling = "logits" if _is_classifier(config, model) else "mean"
     length = int(getattr(tokenizer, "model_max_length", 0) or 256)
     limit = int(getattr(config, "max_position_embeddings", 512))
@@ -104,6 +108,20 @@ def _from_module(model: nn.Module, name: str, tokenizer: Any, images: Any) -> Ne
 def _is_classifier(config: Any, model: nn.Module | None = None) -> bool:
     names = [type(model).__name__] if model is not None else list(getattr(config, "architectures", None) or [])
     return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _continues(names: Sequence[str]) -> bool:
+    """Return whether classes of these names are language models."""
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+
+
+def _padding(tokenizer: Any) -> Any:
+    """Let a language model's tokenizer pad behind texts, with any token where it has none for that."""
+    if tokenizer is not None:
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
 
 
 def _given_images(images: Any, config: Any, name: str) -> ImageInput:
@@ -137,6 +155,20 @@ def _of_images(
     return Network(name, plain, None, pooling, not classifier, 1, folder, record or {}, codes or {}, images=wanted)
 
 
+def _of_language(
+    model: Any,
+    name: str,
+    tokenizer: Any,
+    folder: Path | None = None,
+    record: Mapping[str, Any] | None = None,
+    codes: Mapping[str, bytes] | None = None,
+) -> Network:
+    limits = [getattr(model.config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
+    length = min(LANGUAGE_TOKENS, *(int(limit) for limit in limits if limit))
+    plain = model.eval().float()
+    return Network(name, plain, _padding(tokenizer), "tokens", False, length, folder, record or {}, codes or {})
+
+
 def _from_hub(identifier: str, name: str) -> Network:
     from huggingface_hub import snapshot_download
 
@@ -164,6 +196,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _from_folder(folder: Path, name: str) -> Network:
     from transformers import (
         AutoModel,
+        AutoModelForCausalLM,
         AutoModelForImageClassification,
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -185,6 +218,7 @@ def _from_folder(folder: Path, name: str) -> Network:
     names = [str(entry) for entry in raw.get("architectures") or []]
     classifier = any(entry.endswith("ForSequenceClassification") for entry in names)
     kind = AutoModelForSequenceClassification if classifier else AutoModel
+    kind = AutoModelForCausalLM if _continues(names) else kind
     if any("ForImageClassification" in entry or entry == "CifarResNet" for entry in names):
         kind = AutoModelForImageClassification
     # An encoder of images has no word for it in its name, but its processor lies beside it and no tokenizer does.
@@ -210,6 +244,8 @@ def _from_folder(folder: Path, name: str) -> Network:
     codes = read_codes(folder / WEIGHTS_FILE, coded) if coded else {}
     if wanted is not None:
         return _of_images(model, name, wanted, folder, record, codes)
+    if _continues(names):
+        return _of_language(model, name, tokenizer, folder, record, codes)
     return Network(name, model.eval(), tokenizer, pooling, normalize, length, folder, record, codes)
 
 

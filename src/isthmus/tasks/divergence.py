@@ -54,5 +54,11 @@ def logit_divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def divergence(student: Tensor, teacher: Tensor, pooling: str) -> Tensor:
-    """Return the divergence that fits a network: of logits for a classifier, else of similarities."""
-    return logit_divergence(student, teacher) if pooling == "logits" else similarity_divergence(student, teacher)
+    """Return the divergence that fits a network, in nats.
+
+    Of a classifier that of its classes, an example; of a language model that of the next token, a token; of any other
+    network that of similarities, a text or image.
+    """
+    if pooling in ("logits", "tokens"):
+        return logit_divergence(student, teacher)
+    return similarity_divergence(student, teacher)

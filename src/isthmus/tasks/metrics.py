@@ -1,4 +1,4 @@
-"""The quality of a network on a task: likeness, Spearman correlation or accuracy, with its interval."""
+"""The quality of a network on a task: likeness, Spearman correlation, accuracy or likelihood, with its interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from isthmus.errors import BadInput
 from isthmus.examples import Example
 from isthmus.tasks.probe import fit_probe
-from isthmus.tasks.task import ACCURACY, LIKENESS, SPEARMAN, Metric, Task
+from isthmus.tasks.task import ACCURACY, LIKELIHOOD, LIKENESS, SPEARMAN, Metric, Task
 
 Array = npt.NDArray[np.float64]
 Embed = Callable[[Sequence[Example]], npt.NDArray[np.floating]]
@@ -52,7 +52,9 @@ def evaluate(
         100,000 at random), of their cosine similarities under the network and under the original; 1 for the
         original. ``spearman`` (``sts``): that of the pairs' cosine similarities and scores. ``accuracy``
         (where there are classes): that of the classifier, or of a linear probe fitted on at most 4000 training
-        examples. The interval is a bootstrap over passages, pairs or examples.
+        examples. ``likelihood`` (``lm``): the geometric mean of the probability of each next token, which is one over
+        the perplexity; ``embed`` then gives nats and tokens of each text. The interval is a bootstrap over passages,
+        pairs or examples.
 
     Raises
     ------
@@ -63,6 +65,8 @@ def evaluate(
         return _likeness(embed, task, reference, seed)
     if task.metric_name == SPEARMAN:
         return _spearman(embed, task, seed)
+    if task.metric_name == LIKELIHOOD:
+        return _likelihood(embed, task, seed)
     return _accuracy(embed, task, logits, seed)
 
 
@@ -129,6 +133,14 @@ def _accuracy(embed: Embed, task: Task, logits: bool, seed: int) -> Metric:
     drawn = np.random.default_rng(seed).binomial(len(texts), value, size=_RESAMPLES[1]) / len(texts)
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
     return Metric(ACCURACY, value, (low, high))
+
+
+def _likelihood(embed: Embed, task: Task, seed: int) -> Metric:
+    texts = len(task.held_out.examples)
+    nats, tokens = _checked(embed(task.held_out.examples), texts, task, "the network").T
+    drawn = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=_RESAMPLES[1])
+    low, high = np.quantile(np.exp(-(drawn @ nats) / (drawn @ tokens)), (0.025, 0.975)).tolist()
+    return Metric(LIKELIHOOD, float(np.exp(-nats.sum() / tokens.sum())), (low, high))
 
 
 def probe_texts(task: Task, seed: int) -> list[tuple[Example, int]]:

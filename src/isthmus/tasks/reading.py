@@ -14,6 +14,7 @@ from isthmus.tasks.documentation import documentation_passages
 from isthmus.tasks.image_splits import images_task
 from isthmus.tasks.images import read_data as read_image_data
 from isthmus.tasks.images import read_images, reads_images
+from isthmus.tasks.language import given_documents, language_task, read_documents
 from isthmus.tasks.passages import clean_passages, read_text, split_passages
 from isthmus.tasks.splitting import sorted_names, split, task_of
 from isthmus.tasks.tables import TABLE_SUFFIXES, read_table, rows_to_table
@@ -24,7 +25,7 @@ DOCUMENTATION = "documentation"
 """The task that needs no data of the user's."""
 
 # A correlation over fewer is undefined: three passages make the first three pairs, a correlation needs two points.
-_LEAST_HELD_OUT: dict[TaskKind, int] = {"text": 3, "sts": 2, "classify": 1}
+_LEAST_HELD_OUT: dict[TaskKind, int] = {"text": 3, "sts": 2, "classify": 1, "lm": 1}
 _DEFAULT_COLUMNS: dict[TaskKind, tuple[str, ...]] = {
     "text": ("text",),
     "sts": ("sentence1", "sentence2", "score"),
@@ -57,6 +58,9 @@ def load_task(spec: Any, *, seed: int = 0) -> Task:
             Parquet files. They may differ in size: a network gets them in its own.
         ``documentation``
             Unlabelled text that every machine has: the documentation of Python and of what is installed with this.
+        ``lm:PATH``
+            Running text to continue, for language models: files as of ``text:``, cut into pieces of at most 4000
+            characters where they are held out and of at most 600 otherwise.
         In Python also a `Task` (returned as it is), an iterable of strings, a ``datasets`` object (its columns
         say the kind), a mapping with ``train`` and ``validation`` data, or a tuple ``(kind, data)`` where the data
         is any of these, or an iterable of ``(left, right, score)``, ``(text, label)`` or ``(image, label)``; for images
@@ -133,6 +137,9 @@ def _from_path(kind: TaskKind, path: Path, seed: int) -> Task:
     if kind == "images":
         return images_task(name, str(path), *read_images(path, _part_rank), seed)
     train, held_out = _find_files(kind, path)
+    if kind == "lm":
+        held = None if held_out is None else read_documents(held_out)
+        return language_task(name, str(path), read_documents(train), held, seed)
     train_rows = _read_files(kind, train)
     held_rows = _read_files(kind, held_out) if held_out is not None else None
     return _assemble(kind, name, str(path), train_rows, held_rows, seed)
@@ -142,10 +149,11 @@ def _find_files(kind: TaskKind, path: Path) -> tuple[list[Path], list[Path] | No
     """Return the files to train on and those held out; None held out means that the first are to be split."""
     if not path.exists():
         raise BadInput(f"{path}: no such file or folder; check the path")
+    unlabelled = kind in ("text", "lm")
     if not path.is_dir():
-        whole = kind != "text" and _held_out_rank(path) is not None
+        whole = not unlabelled and _held_out_rank(path) is not None
         return ([], [path]) if whole else ([path], None)
-    suffixes = TEXT_SUFFIXES if kind == "text" else TABLE_SUFFIXES
+    suffixes = TEXT_SUFFIXES if unlabelled else TABLE_SUFFIXES
     files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in suffixes)
     train = [file for file in files if _TRAIN.search(file.stem)]
     ranked = [(rank, file) for file in files if (rank := _held_out_rank(file)) is not None and file not in train]
@@ -153,7 +161,7 @@ def _find_files(kind: TaskKind, path: Path) -> tuple[list[Path], list[Path] | No
     held_out = [file for rank, file in ranked if rank == best]
     _refuse_mixed(path, train)
     _refuse_mixed(path, held_out)
-    if kind == "text" and not (train and held_out):
+    if unlabelled and not (train and held_out):
         if not files:
             raise BadInput(f"{path}: no {' or '.join(TEXT_SUFFIXES)} files in this folder; give one that has them")
         return files, None
@@ -211,6 +219,9 @@ def _from_data(kind: TaskKind | None, data: Any, seed: int) -> Task:
     if kind == "images":
         both = [None if part is None else read_image_data(part, where) for part in (train, held_out)]
         return images_task(name, where, both[0], both[1], seed)
+    if kind == "lm":
+        held = None if held_out is None else given_documents(_read_data("text", held_out, where), where)
+        return language_task(name, where, given_documents(_read_data("text", train, where), where), held, seed)
     train_rows = _read_data(kind, train, where)
     held_rows = _read_data(kind, held_out, where) if held_out is not None else None
     return _assemble(kind, name, where, train_rows, held_rows, seed)

@@ -10,10 +10,10 @@ from typing import Literal
 from isthmus.errors import BadInput
 from isthmus.examples import Example
 
-TaskKind = Literal["text", "sts", "classify", "images"]
+TaskKind = Literal["text", "sts", "classify", "images", "lm"]
 
-KINDS: tuple[TaskKind, ...] = ("text", "sts", "classify", "images")
-LIKENESS, SPEARMAN, ACCURACY = "likeness", "spearman", "accuracy"
+KINDS: tuple[TaskKind, ...] = ("text", "sts", "classify", "images", "lm")
+LIKENESS, SPEARMAN, ACCURACY, LIKELIHOOD = "likeness", "spearman", "accuracy", "likelihood"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class HeldOut:
     Parameters
     ----------
     examples : tuple of str or of Image
-        The passages of a ``text`` task, the examples of a ``classify`` task, or the images of an ``images`` task.
+        The passages of a ``text`` task, the pieces of an ``lm`` task, the examples of a ``classify`` task, or the
+        images of an ``images`` task.
     labels : tuple of int
         Of a ``classify`` task, or of labelled images: one an example, an index into ``Task.label_names``.
     left, right : tuple of str
@@ -51,7 +52,7 @@ class Metric:
     Parameters
     ----------
     name : str
-        ``likeness``, ``spearman`` or ``accuracy``; for all three more is better and 1 is the most.
+        ``likeness``, ``spearman``, ``accuracy`` or ``likelihood``; for all of them more is better and 1 is the most.
     value : float
     ci95 : tuple of float
         The 95 % bootstrap interval, low and high.
@@ -68,13 +69,13 @@ class Task:
 
     Parameters
     ----------
-    kind : {"text", "sts", "classify", "images"}
+    kind : {"text", "sts", "classify", "images", "lm"}
     name : str
         For display, such as ``sts:stsb``.
     train : tuple of str or of Image
         Distinct texts or images, without labels, for calibration and recovery. None of them is held out.
     held_out : HeldOut
-    metric_name : {"likeness", "spearman", "accuracy"}
+    metric_name : {"likeness", "spearman", "accuracy", "likelihood"}
     fingerprint : str
         SHA-256 (hex) of all the data in the task, including how it is split.
     pairs : tuple of (str, str, float)

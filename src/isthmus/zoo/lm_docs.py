@@ -27,7 +27,7 @@ from isthmus.progress import Progress, silent
 from isthmus.storage.files import canonical
 from isthmus.storage.packing import pack, unpack
 from isthmus.storage.stages import StageStore
-from isthmus.zoo.lm_docs_recall import KINDS, Kind, Recall, recall
+from isthmus.zoo.lm_docs_recall import KINDS, Kind, recall, recalled
 from isthmus.zoo.lm_docs_text import (
     VOCABULARY,
     Documents,
@@ -255,28 +255,15 @@ def measure(
     if len(text) < length:
         raise BadInput(f"lm_docs: {len(text)} tokens are held out, {length} are needed; give more text")
     nats = [_nats(model, text[at : at + length]) for at in np.linspace(0, len(text) - length, count).astype(int)]
-    random = np.random.default_rng((seed, 1 << 20))
-    right: dict[str, float] = {
-        str(kind): float(
-            np.mean([answered(model, recall(tokenizer, kind, length, random, text)) for _ in range(count // 4)])
-        )
-        for kind in KINDS
-    }
-    return Measured(math.exp(float(np.mean(nats))), right)
+    return Measured(
+        math.exp(float(np.mean(nats))), recalled(model, tokenizer, length, text, seed=seed, count=count // 4)
+    )
 
 
 def _nats(model: Any, ids: Ids) -> float:
     given = torch.from_numpy(ids.astype(np.int64))[None]
     logits = model(given, use_cache=False).logits[0, :-1]
     return float(torch.nn.functional.cross_entropy(logits.float(), given[0, 1:]))
-
-
-@torch.no_grad()
-def answered(model: Any, example: Recall) -> float:
-    """Return the share of the answers of which every token is the network's likeliest."""
-    ids = torch.from_numpy(example.ids.astype(np.int64))
-    guessed = model(ids[None], use_cache=False).logits[0].argmax(-1)
-    return float(np.mean([bool((guessed[a - 1 : b - 1] == ids[a:b]).all()) for a, b in example.answers]))
 
 
 def write(model: Any, tokenizer: Any, out: Path, card: dict[str, Any]) -> None:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from isthmus.errors import BadInput
 from isthmus.zoo.lm_docs_text import Ids
 
 Kind = Literal["pairs", "copies", "needles"]
 KINDS: tuple[Kind, ...] = ("pairs", "copies", "needles")
+SHORTEST = 128
+"""Tokens of a text below which there is no looking far back."""
 _FIRST = "amber birch cedar delta ember flint gable hazel ivory jumbo kettle linen maple noble olive pearl quartz river"
 _SECOND = (
     "anchor basket candle dragon engine falcon garden hammer island jacket kernel ladder magnet needle orchid pillar"
@@ -53,13 +56,41 @@ def recall(tokenizer: Any, kind: Kind, length: int, random: np.random.Generator,
     BadInput
         If the kind is not known, the length is below 128, or a needle has no filler.
     """
-    if kind not in KINDS or length < 128:
-        raise BadInput(f"recall: kind {kind!r} of {length} tokens; choose {', '.join(KINDS)}, and 128 or more")
+    if kind not in KINDS or length < SHORTEST:
+        raise BadInput(f"recall: kind {kind!r} of {length} tokens; choose {', '.join(KINDS)}, and {SHORTEST} or more")
     if kind == "needles":
         if filler is None or len(filler) < length:
             raise BadInput(f"recall: needles need {length} tokens of text to lie in; give more text")
         return _needles(tokenizer, length, random, filler)
     return _pairs(tokenizer, length, random) if kind == "pairs" else _copies(tokenizer, length, random)
+
+
+def recalled(model: Any, tokenizer: Any, length: int, text: Ids, *, seed: int = 0, count: int = 8) -> dict[str, float]:
+    """Return of each kind the share of answers that are whole, over ``count`` texts of ``length`` tokens.
+
+    Parameters
+    ----------
+    model : transformers causal model
+    text : ndarray of int32
+        What needles are put into; at least ``length`` tokens.
+    seed : int
+        Of the texts: the same ones for every model with this tokenizer.
+    """
+    random = np.random.default_rng((seed, 1 << 20))
+    return {
+        str(kind): float(
+            np.mean([answered(model, recall(tokenizer, kind, length, random, text)) for _ in range(count)])
+        )
+        for kind in KINDS
+    }
+
+
+def answered(model: Any, example: Recall) -> float:
+    """Return the share of the answers of which every token is the network's likeliest."""
+    ids = torch.from_numpy(example.ids.astype(np.int64))
+    with torch.no_grad():
+        guessed = model(ids[None], use_cache=False).logits[0].argmax(-1)
+    return float(np.mean([bool((guessed[a - 1 : b - 1] == ids[a:b]).all()) for a, b in example.answers]))
 
 
 def _names(random: np.random.Generator, count: int) -> list[str]:

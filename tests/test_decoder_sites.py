@@ -1,0 +1,140 @@
+"""The matrix of decoders: sites, mask and removal, saved and loaded, generated, exported, predicted and measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import decoders
+from isthmus.cost.measure import count_parameters, measure_macs
+from isthmus.cost.predict import bytes_rate, kept_counts, macs_rate, parameter_rate, predicted_shapes, saved_tensors
+from isthmus.doctor import checks
+from isthmus.network import Network
+from isthmus.sites import Site, Survey, narrow_model, survey
+from isthmus.sites.inputs import random_inputs
+from isthmus.sites.norms import gated_rms_norm, rms_epsilon
+
+FULL = {"width": 1, "layers": 1, "heads": 2, "neurons": 2}
+KINDS = {
+    **dict.fromkeys(decoders.NAMES, FULL),
+    # The code of the network looks up by a layer's place whether it looks at a window only.
+    "gemma2": {"width": 1, "heads": 2, "neurons": 2},
+    "gemma3": {"width": 1, "heads": 2, "neurons": 2},
+    # Its code cuts queries from keys at a place that the config says.
+    "phi3": {"width": 1, "layers": 1, "neurons": 2},
+    "falcon-mqa": {"width": 1, "layers": 1, "neurons": 2},
+}
+
+
+@cache
+def surveyed(name: str) -> tuple[Network, Survey]:
+    network = decoders.network(name)
+    return network, survey(network)
+
+
+def some(found: tuple[Site, ...], seed: int) -> dict[str, list[int]]:
+    """Keep at random between half and all but one of the units of every site; of the layers not the first."""
+    generator = np.random.default_rng(seed)
+    kept = {}
+    for site in found:
+        count = int(generator.integers(max(site.minimum, site.units // 2), site.units))
+        kept[site.name] = sorted(generator.permutation(site.units)[:count].tolist())
+    return {**kept, "layers": [1]} if "layers" in kept else kept
+
+
+@pytest.mark.parametrize("name", decoders.NAMES)
+def test_mask_equals_removal(name: str) -> None:
+    network, found = surveyed(name)
+    assert Counter(site.kind for site in found.sites) == KINDS[name]
+    kept = some(found.sites, 0)
+    assert checks.mask_error(network, found.sites, kept, np.random.default_rng(0)) <= 1e-5
+    inputs = checks.some_inputs(network, np.random.default_rng(0))
+    narrowed = narrow_model(network.model, found.sites, kept)
+    wide, narrow = (checks.run(one, inputs)["logits"] for one in (network.model, narrowed))
+    assert (wide - narrow).abs().max() > 1e-3 * wide.abs().max()
+
+
+@pytest.mark.parametrize("name", decoders.NAMES)
+def test_saved_equals_loaded_and_goes_on_alike(name: str) -> None:
+    """Opened again it gives the same logits, and generates with its cache what the narrowed one finds likeliest."""
+    network, found = surveyed(name)
+    kept = some(found.sites, 1)
+    narrow = checks.narrowed(network, found.sites, kept)
+    assert count_parameters(narrow.model) < count_parameters(network.model)
+    assert checks.saved_error(network, narrow, kept, np.random.default_rng(0)) == 0.0
+
+
+@pytest.mark.parametrize("name", decoders.NAMES)
+def test_predicted_equals_measured(name: str) -> None:
+    network, found = surveyed(name)
+    inputs = random_inputs(network)
+    params, size = parameter_rate(network.model, found.sites), bytes_rate(network.model, found.sites)
+    macs = macs_rate(network.model, found.sites, 12, inputs)
+    for kept in ({}, some(found.sites, 2)):
+        counts = kept_counts(found.sites, kept)
+        narrow = narrow_model(network.model, found.sites, kept)
+        saved = saved_tensors(narrow)
+        assert params(counts) == count_parameters(narrow)
+        assert size(counts) == sum(tensor.numel() * tensor.element_size() for tensor in saved.values())
+        assert macs(counts) == pytest.approx(measure_macs(narrow, inputs), abs=0.5)
+        assert predicted_shapes(network.model, found.sites, kept) == {
+            key: tuple(tensor.shape) for key, tensor in saved.items()
+        }
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_exported_equals_eager(name: str) -> None:
+    network, found = surveyed(name)
+    narrow = checks.narrowed(network, found.sites, some(found.sites, 3))
+    assert checks.export_error(narrow, np.random.default_rng(0)) <= 1e-4
+
+
+def test_a_unit_of_grouped_queries_is_all_that_read_the_same_keys() -> None:
+    """Four query heads of 8 on two of keys and values: a unit has 16 rows of queries and 8 of each of the others."""
+    by_name = {site.name: site for site in surveyed("llama")[1].sites}
+    heads = by_name["layers.1.heads"]
+    rows = {part.parameter.split(".")[-2]: part.each for part in heads.slices}
+    assert (heads.units, rows) == (2, {"q_proj": 16, "k_proj": 8, "v_proj": 8, "o_proj": 16})
+    shared = {site.name: site for site in surveyed("gemma-mqa")[1].sites}["layers.1.heads"]
+    assert shared.units == 4
+    assert {part.parameter.split(".")[-2] for part in shared.slices} == {"q_proj", "o_proj"}
+    assert [(one.name, one.factor) for one in shared.attributes] == [("num_key_value_groups", 1)]
+
+
+def test_layers_of_unequal_widths_are_numbered_anew() -> None:
+    network, found = surveyed("llama")
+    kept = {"layers": [1], "layers.0.neurons": [3], "layers.1.neurons": [0, 5, 7]}
+    narrow: Any = narrow_model(network.model, found.sites, kept)
+    (layer,) = narrow.model.layers
+    assert (layer.self_attn.layer_idx, layer.mlp.up_proj.out_features) == (0, 3)
+    whole: Any = network.model
+    assert [one.self_attn.layer_idx for one in whole.model.layers] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_a_norm_by_the_mean_square_is_told_and_closed(name: str) -> None:
+    """Against the formula: closed entries are no part of the mean, whatever the weight is made of."""
+    norm: Any = surveyed(name)[0].model.get_submodule("model.norm")
+    epsilon = rms_epsilon(norm)
+    assert epsilon == surveyed(name)[0].model.config.rms_norm_eps
+    stream = torch.randn(2, 3, 32, dtype=torch.float64).float() * 1e-3  # where what is added to the mean counts
+    gate = torch.ones(32)
+    gate[[0, 7, 30]] = 0
+    found = gated_rms_norm(stream, norm(stream), gate, epsilon)
+    left = [index for index in range(32) if index not in (0, 7, 30)]
+    weight = norm.weight.detach().double() + (1 if name == "gemma" else 0)
+    part = stream.double()[..., left]
+    wanted = weight[left] * part / torch.sqrt(part.square().mean(-1, keepdim=True) + epsilon)
+    assert torch.allclose(found[..., left].double(), wanted, rtol=1e-5)
+    assert not found[..., [0, 7, 30]].any()
+
+
+@pytest.mark.parametrize("module", [nn.LayerNorm(8), nn.Linear(8, 8, bias=False), nn.GroupNorm(1, 8)])
+def test_other_modules_are_no_such_norms(module: nn.Module) -> None:
+    assert rms_epsilon(module) is None
