@@ -137,7 +137,7 @@ def best(cost: TokenCost, score: Score, action: Action, lost: Floats, price: flo
     choices = []
     for layer in range(tokens.depth - 1, -1, -1):
         single, pair = cost.each[layer]
-        own = price * (single * counts + pair * counts**2) / whole
+        own: Floats = np.asarray(price * (single * counts + pair * counts**2) / whole, dtype=np.float64)
         if layer == tokens.depth - 1:
             ahead = own
             continue
