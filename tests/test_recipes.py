@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import isthmus
 import quick
 import small
+import tokened
 from isthmus.bottlenecks import registry as coders
+from isthmus.bottlenecks.tokens import registry as scores
+from isthmus.bottlenecks.tokens.narrowing import narrow_tokens
 from isthmus.cli.main import main
 from isthmus.plan import load_plan
 from isthmus.relevance import registry as estimators
@@ -62,3 +66,12 @@ def test_a_coder_by_the_recipe_codes_a_network(place: Path, monkeypatch: pytest.
     model = isthmus.open("made").model
     matrix = model.get_parameter("encoder.layer.0.output.dense.weight").detach().numpy()
     assert all(len(np.unique(np.abs(row))) == 1 for row in matrix)
+
+
+def test_a_score_by_the_recipe_lets_tokens_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = written(2, monkeypatch)
+    monkeypatch.setitem(scores.SCORES, "length", module.Length)
+    network, inputs = tokened.network_of("vit"), tokened.inputs_of("vit")
+    half = tokened.policy("length:drop:share=50%@0")
+    found = tokened.ran(narrow_tokens(network, half, tokened.WHERE["vit"]), inputs)
+    assert not torch.allclose(found, tokened.ran(network, inputs), atol=1e-4)

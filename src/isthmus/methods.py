@@ -101,6 +101,8 @@ def _coder(name: str, coder: Any, verdicts: dict[str, str]) -> MethodInfo:
 
 def _steps(verdicts: dict[str, str]) -> list[MethodInfo]:
     from isthmus.allocation.joint import search
+    from isthmus.bottlenecks.tokens.narrowing import narrow_tokens
+    from isthmus.bottlenecks.tokens.scores.information_degree import InformationDegree
     from isthmus.flow.activations import with_rounded_inputs
     from isthmus.flow.delta import make_delta
     from isthmus.flow.solving import solve
@@ -127,6 +129,14 @@ def _steps(verdicts: dict[str, str]) -> list[MethodInfo]:
         (
             *("delta", "ere-delta", "deltas", ("matrix",), make_delta),
             "A fine-tuned network as changes of its base, of low rank and few bits.",
+        ),
+        (
+            *("tokens", None, "token-reduction", ("tokens",), narrow_tokens),
+            "Tokens that leave from layer to layer, by a score, an action and a schedule.",
+        ),
+        (
+            *("information-degree", InformationDegree.slug, "token-reduction", ("tokens",), InformationDegree),
+            "Tokens that are redundant and mean little leave; a score of `isthmus tokens`.",
         ),
     )
     return [

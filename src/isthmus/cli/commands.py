@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli import cache_commands, options
+from isthmus.cli import cache_commands, options, token_commands
 from isthmus.cli.output import print_text, write_text
 from isthmus.cli.progress import reporting
 from isthmus.errors import BadInput
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cache_commands.app, name="cache")
+app.command()(token_commands.tokens)
 
 
 def _version(wanted: bool) -> None:

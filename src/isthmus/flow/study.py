@@ -16,7 +16,7 @@ from isthmus.cost.latency import Batch, Latency
 from isthmus.cost.latency_table import latency_table
 from isthmus.cost.predict import bytes_rate, kept_counts, parameter_rate
 from isthmus.cost.rates import Rate, Term
-from isthmus.errors import unknown
+from isthmus.errors import BadInput, unknown
 from isthmus.examples import Example
 from isthmus.export.bench import IMAGE_BATCHES
 from isthmus.export.engines import engine_batches, export_network
@@ -28,6 +28,7 @@ from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, make_probe, most_examples
 from isthmus.sites import VOCABULARY, Site, discover, narrow_model
 from isthmus.storage.fingerprint import fingerprint
+from isthmus.storage.parts import described_parts
 from isthmus.storage.weights import header_bytes, saved_shapes
 from isthmus.tasks import Task
 
@@ -84,6 +85,8 @@ def start_study(
         If the network's anatomy is not known.
     """
     notes = check_suits(network, task)
+    if described_parts(network.model).get("tokens"):
+        raise BadInput(f"network {network.name}: its tokens are narrowed, which comes last; give it as it was before")
     sites = _of_kinds(discover(network), kinds, network.name)
     examples = list(task.require_train())
     random.Random(seed).shuffle(examples)

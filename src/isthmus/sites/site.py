@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-SiteKind = Literal["width", "heads", "neurons", "channels", "layers", "vocabulary", "feature"]
+SiteKind = Literal["width", "heads", "neurons", "channels", "layers", "vocabulary", "feature", "tokens"]
 
 
 def common_module(tensors: Iterable[str]) -> str:

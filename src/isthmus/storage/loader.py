@@ -33,6 +33,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         Module path to the bits that the input of that linear map is rounded to; None where none is.
     coded : dict or None
         Parameter name to the bytes of its code in the weight file; None where weights are plain.
+    tokens : dict or None
+        Which tokens stay after which layers; None where all do.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         attributes: dict[str, dict[str, int]] | None = None,
         inputs: dict[str, int] | None = None,
         coded: dict[str, int] | None = None,
+        tokens: dict[str, Any] | None = None,
         quant_method: str = METHOD,
         **unknown: Any,
     ) -> None:
@@ -61,6 +64,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
             self.inputs = inputs
         if coded is not None:
             self.coded = coded
+        if tokens is not None:
+            self.tokens = tokens
 
 
 class IsthmusQuantizer(HfQuantizer):  # type: ignore[misc]

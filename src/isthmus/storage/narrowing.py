@@ -2,8 +2,8 @@
 
 A narrowed model has shapes that no config field can say (uneven heads and neurons). Its config therefore keeps the
 shape it was built from, and ``quantization_config`` says what was taken away: ``layers`` that stay, the ``shapes`` of
-narrowed parameters and the integer ``attributes`` of modules that follow them; and the ``inputs`` of linear maps that
-are rounded.
+narrowed parameters and the integer ``attributes`` of modules that follow them; the ``inputs`` of linear maps that are
+rounded; and what narrows the ``tokens`` as it runs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from isthmus.errors import BadArtifact, UnsupportedNetwork
 from isthmus.sites.surgery import built_indices, keep_layers, refresh
 from isthmus.storage.holders import expect_coded
+from isthmus.storage.parts import PARTS, apply_part, described_parts
 from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, RoundedLinear, round_inputs, rounded_inputs
 
 METHOD = "isthmus"
-VERSION = 3  # 2: weights may be coded; 3: inputs may be rounded
+VERSION = 4  # 2: weights may be coded; 3: inputs may be rounded; 4: tokens may leave
 
 # Attributes that say the shape of a parameter: they follow from it and are not written down.
 _FROM_SHAPES: dict[type[nn.Module], set[str]] = {
@@ -74,8 +75,8 @@ def describe_narrowing(
     """
     skeleton = built(model) if skeleton is None else skeleton
     # What needs nothing newer says so, and older releases open it.
-    inputs = rounded_inputs(model)
-    version = 3 if inputs else 2 if coded else 1
+    inputs, parts = rounded_inputs(model), described_parts(model)
+    version = 4 if parts else 3 if inputs else 2 if coded else 1
     description: dict[str, Any] = {"quant_method": METHOD, "version": version, "layers": None}
     removed = _removed_layers(skeleton, model, dict(layers or {}))
     if removed is not None:
@@ -91,9 +92,10 @@ def describe_narrowing(
     description["attributes"] = _changed_attributes(skeleton, model)
     if inputs:
         description["inputs"] = inputs
+    description.update(parts)
     if coded:
         description["coded"] = dict(coded)
-    elif not any(description.get(part) for part in ("layers", "shapes", "attributes", "inputs")):
+    elif not any(description.get(part) for part in ("layers", "shapes", "attributes", "inputs", *PARTS)):
         return None
     try:
         apply_narrowing(skeleton, {**description, "layers": None, "coded": None}, type(skeleton).__name__)
@@ -188,7 +190,8 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
         raise BadArtifact(f"config.json: quantization_config has version {version!r}; narrow the network again")
     if version > VERSION:
         raise BadArtifact(f"config.json: written by a newer isthmus (version {version}); upgrade isthmus")
-    parts = {name: description.get(name) or {} for name in ("layers", "shapes", "attributes", "inputs", "coded")}
+    names = ("layers", "shapes", "attributes", "inputs", "coded", *PARTS)
+    parts = {name: description.get(name) or {} for name in names}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise _misfit(f"{name} is not a table")
@@ -211,6 +214,10 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
     _set_attributes(model, parts["attributes"], prefix, strict)
     _refresh(model)
     _round_inputs(model, parts["inputs"], prefix, strict)
+    modules = dict(model.named_modules())
+    for name in PARTS:
+        if parts[name]:
+            apply_part(model, name, parts[name], lambda path: _find(path, modules, prefix))
     if parts["coded"]:
         known = _tensors(model)
         expect_coded(model, parts["coded"], lambda name: _find(name, known, prefix))

@@ -1,0 +1,1 @@
+"""What becomes of tokens that do not stay, one file each."""

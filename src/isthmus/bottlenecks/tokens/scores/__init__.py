@@ -1,0 +1,1 @@
+"""Scores of tokens, one file each."""

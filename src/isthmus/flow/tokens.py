@@ -1,0 +1,141 @@
+"""Narrow tokens: a network whose tokens leave it from layer to layer, as an artifact, measured beside the original."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from isthmus.bottlenecks.tokens.budget import solved
+from isthmus.bottlenecks.tokens.costing import TokenCost, to_decisions, token_cost
+from isthmus.bottlenecks.tokens.narrowing import narrow_tokens, tokens_of
+from isthmus.bottlenecks.tokens.policy import TokenNarrowing
+from isthmus.bottlenecks.tokens.registry import BUDGET, parsed, scheduled, thousandths, to_data
+from isthmus.bottlenecks.tokens.schedule import WHOLE
+from isthmus.errors import BadInput
+from isthmus.examples import Example
+from isthmus.flow import record as records
+from isthmus.flow.suiting import check_suits, mean_tokens
+from isthmus.flow.verifying import compare_networks
+from isthmus.network import Network, encode
+from isthmus.plan import Plan
+from isthmus.progress import Progress, silent
+from isthmus.storage.artifact import check_output, save_artifact, update_record
+from isthmus.storage.fingerprint import fingerprint
+from isthmus.storage.opening import open as open_network
+from isthmus.tasks import Task
+
+MEASURED = 64
+"""How many examples a score is measured on for a budget."""
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class FewerTokens:
+    """A network with narrowed tokens, as it was opened again.
+
+    Parameters
+    ----------
+    network : Network
+    plan : Plan
+    rows : list of dict
+        What was measured of the original and of it, see `isthmus.flow.verifying.compare_networks`.
+    """
+
+    network: Network
+    plan: Plan
+    rows: list[dict[str, Any]]
+
+
+def narrow_by_tokens(
+    network: Network,
+    task: Task,
+    spec: str,
+    out: Path,
+    *,
+    engine: str = "openvino",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> FewerTokens:
+    """Let tokens leave a network, write it, open it again and measure it beside the original.
+
+    Nothing is trained, and no weight changes: what is saved is work.
+
+    Parameters
+    ----------
+    spec : str
+        ``SCORE:ACTION:SCHEDULE``, see `isthmus.bottlenecks.tokens.registry.parsed`; with ``macs=60%`` the schedule is
+        solved for on the task's examples.
+    out : Path
+        A folder that does not exist yet.
+
+    Raises
+    ------
+    BadInput
+        If the policy cannot be read or does not fit the network or the task, or the folder cannot be written to.
+    UnreachableBudget
+        If no schedule keeps the budget.
+    UnsupportedNetwork
+        If the network's tokens cannot be followed.
+    """
+    started = clock.monotonic()
+    check_output(out)
+    parsed(spec)
+    check_suits(network, task)
+    found = tokens_of(network)
+    if found.free:
+        found = replace(found, total=max(mean_tokens(network, task.held_out.passages[:512]), found.prefix + 1))
+    cost = token_cost(network, found)
+    policy = resolved(network, task, cost, spec)
+    small = narrow_tokens(network, policy, found)
+    plan = Plan(
+        network=network.name,
+        fingerprint=fingerprint(network),
+        method=policy.score.name,
+        budget=spec,
+        seed=seed,
+        decisions=to_decisions(policy, found) if policy.schedule.fixed else (),
+        original={"macs": cost.whole()},
+        predicted={"macs": cost.of_policy(policy)} if policy.schedule.fixed else {},
+    )
+    made: dict[str, Any] = {
+        "created": records.now(),
+        "network": network.name,
+        "task": {"name": task.name, "fingerprint": task.fingerprint},
+        "plan": plan.model_dump(mode="json"),
+        "tokens": to_data(policy),
+        "seed": seed,
+        "versions": records.versions(),
+        "machine": records.machine(),
+    }
+    save_artifact(small, out, made)
+    opened = replace(open_network(out), name=f"{network.name} {spec}")
+    rows = compare_networks(
+        [network, opened], task, engine=engine, seed=seed, macs_length=found.total if found.free else None,
+        progress=progress,
+    )  # fmt: skip
+    update_record(
+        out,
+        {"measurements": {"original": rows[0], "narrowed": rows[1]}, "seconds": clock.monotonic() - started},
+    )
+    return FewerTokens(opened, plan, rows)
+
+
+def resolved(network: Network, task: Task, cost: TokenCost, spec: str) -> TokenNarrowing:
+    """Return the policy that a line of text asks for, solved for where it names a budget."""
+    score, action, kind, value = parsed(spec)
+    if kind != BUDGET:
+        return TokenNarrowing(score, action, scheduled(kind, value))
+    share = thousandths(value, f"tokens {spec!r}")
+    if not 0 < share < WHOLE:
+        raise BadInput(f"tokens {spec!r}: a budget of {share / WHOLE:.1%}; give one between 0 and 100%")
+    batches = _batches(network, task.require_train()[:MEASURED])
+    return solved(network.model, cost, score, action, share / WHOLE * cost.whole(), batches)
+
+
+def _batches(network: Network, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
+    return [encode(network, examples[start : start + _BATCH]) for start in range(0, len(examples), _BATCH)]

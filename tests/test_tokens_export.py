@@ -1,0 +1,54 @@
+"""Networks whose tokens leave, in an engine: the same outputs as eager, of any batch and length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import networks
+import pictured
+import small
+from isthmus.bottlenecks.tokens.narrowing import Tokens, narrow_tokens
+from isthmus.errors import BadInput
+from isthmus.export.engines import engine_embed
+from isthmus.export.wrapper import export_program
+from isthmus.network import Network, embed
+from tokened import policy
+
+IMAGES = Tokens("vit.layers", 3, 17, 1, False)
+TEXTS = Tokens("encoder.layer", 3, 12, 1, True)
+
+
+def exported_and_eager(network: Network, examples: list[object], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    return engine_embed(network, "openvino", folder, batch_size=3, threads=1)(examples), embed(network, examples)
+
+
+@pytest.mark.slow
+def test_images_exported_equal_eager(tmp_path: Path) -> None:
+    images = list(pictured.pictures_task(60).train[:7])
+    network = pictured.vit(num_hidden_layers=3)
+    spec = policy("information-degree:merge:share=70%@0,1")
+    found, eager = exported_and_eager(narrow_tokens(network, spec, IMAGES), images, tmp_path)
+    np.testing.assert_allclose(found, eager, atol=1e-5)
+    assert np.abs(eager - embed(network, images)).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_texts_exported_equal_eager(tmp_path: Path) -> None:
+    texts = small.sentences(9)
+    network = networks.worded("bert")
+    spec = policy("received-attention:merge:share=70%@0")
+    found, eager = exported_and_eager(narrow_tokens(network, spec, TEXTS), texts, tmp_path)
+    np.testing.assert_allclose(found, eager, atol=1e-5)
+    assert np.abs(eager - embed(network, texts)).max() > 1e-3
+
+
+def test_what_an_export_cannot_hold_is_refused() -> None:
+    network = pictured.vit()
+    with pytest.raises(BadInput, match="which an export cannot hold"):
+        export_program(narrow_tokens(network, policy("class-attention:drop:mass=70%@0"), IMAGES))
+    text = networks.worded("bert")
+    with pytest.raises(BadInput, match="give a share"):
+        export_program(narrow_tokens(text, policy("class-attention:drop:count=5@0"), TEXTS))
