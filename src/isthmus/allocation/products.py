@@ -82,7 +82,8 @@ class Products:
         ratio = (1 + steps / counts)[held.site] ** held.power
         moved = self.terms(counts)[held.term] * (ratio - 1)
         place = self.currency[held.term] * many + held.site
-        return np.bincount(place, moved, minlength=self.currencies * many).reshape(self.currencies, many)
+        found = np.bincount(place, moved, minlength=self.currencies * many).astype(np.float64)
+        return found.reshape(self.currencies, many)
 
     def losses(self, counts: Integers) -> Floats:
         """Return the nats that each site loses at these kept counts, shape ``(V,)``."""
