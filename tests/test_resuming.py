@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import networks
+import pictured
 import small
-from isthmus.relevance import calibrate
+import visions
+from isthmus.relevance import calibrate, standing
 from isthmus.relevance.probe import make_probe, measure_closed
 from isthmus.relevance.resuming import Resuming
-from isthmus.sites import discover
+from isthmus.sites import Site, discover, gated
 
 
 @pytest.mark.parametrize("family", networks.NAMES)
@@ -40,6 +42,63 @@ def test_a_late_start_changes_no_measurement(family: str) -> None:
             assert bool(runs) == (site.layer == 0)
     handle.remove()
     assert list(network.model.modules()) == before
+
+
+@pytest.mark.parametrize("name", ["plain", "dense", "padded", "shuffled"])
+def test_modules_before_a_site_stand_still(name: str) -> None:
+    network = visions.network(name)
+    model, sites = network.model, discover(network)
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple({"x": torch.randn(count, 3, 16, 16, generator=generator)} for count in (3, 2))
+    closing = {site.name: torch.arange(site.units) % 2.0 for site in sites}
+    numbers, running = {id(given["x"]): number for number, given in enumerate(inputs)}, [0]
+
+    def note(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+        running[0] = numbers[id(named["x"])]
+
+    def run(site: Site) -> list[torch.Tensor]:
+        with torch.inference_mode(), gated(model, [site], closing):
+            return [model(**given) for given in inputs]
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    whole = {site.name: run(site) for site in sites}
+    before = list(model.modules())
+    stood = 0
+    early = standing.Early(model, inputs, lambda: running[0])
+    for site in (*sites, *reversed(sites)):  # in any order
+        early.start_before([gate.module for gate in site.gates])
+        stood += bool(early.held)
+        assert all(torch.equal(one, other) for one, other in zip(run(site), whole[site.name], strict=True))
+    early.restore()
+    handle.remove()
+    assert list(model.modules()) == before
+    assert stood >= len(sites), "else nothing was saved"
+
+
+def test_a_network_of_convolutions_is_calibrated_as_without_a_late_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = pictured.resnet()
+    probe = make_probe(network, pictured.pictures_task(60, channels=3).held_out.examples, batch=5)
+    sites = discover(network)
+    scores = {site.name: np.arange(1.0, site.units + 1) for site in sites}
+    runs: list[str] = []
+    handle = network.model.get_submodule("layer1").register_forward_hook(lambda *_: runs.append("layer1"))
+    resumed = calibrate.to_nats(probe, sites, scores)
+    often = len(runs)
+    runs.clear()
+    monkeypatch.setattr(Resuming, "start_for", lambda *_: None)
+    whole = calibrate.to_nats(probe, sites, scores)
+    handle.remove()
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+    assert often < 0.5 * len(runs)
+
+
+def test_too_much_to_hold_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "MOST_BYTES", 10)
+    network = visions.network("plain")
+    inputs = ({"x": torch.zeros(2, 3, 16, 16)},)
+    early = standing.Early(network.model, inputs, lambda: 0)
+    early.start_before(["hidden"])
+    assert not early.held
 
 
 def test_a_layer_is_found_by_the_name_of_its_parameter() -> None:
@@ -73,7 +132,7 @@ def test_relevance_is_what_it_was_without_a_late_start(monkeypatch: pytest.Monke
     generator = np.random.default_rng(0)
     scores = {site.name: generator.random(site.units) for site in sites}
     resumed = calibrate.to_nats(probe, sites, scores)
-    monkeypatch.setattr(Resuming, "start_at", lambda *_: None)
+    monkeypatch.setattr(Resuming, "start_for", lambda *_: None)
     whole: dict[str, Any] = calibrate.to_nats(probe, sites, scores)
     assert list(whole) == list(resumed)
     for name, nats in whole.items():

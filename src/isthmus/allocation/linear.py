@@ -7,6 +7,7 @@ product holds at most one other free site, and the presence of a layer only next
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ def combinations(menu: Menu, outer: Sequence[str]) -> Floats:
     settings = [menu.choices[name].settings for name in outer]
     rows = list(itertools.product(*settings))
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(outer))
+
+
+def count_combinations(menu: Menu, outer: Sequence[str]) -> int:
+    """Return how many combinations of the outer sites' settings there are."""
+    return math.prod(len(menu.choices[name].settings) for name in outer)
 
 
 def linearise(problem: Problem, menu: Menu, outer: tuple[str, ...], counts: Floats) -> Linear:

@@ -8,7 +8,15 @@ import numpy as np
 
 from isthmus.allocation.fill import spend
 from isthmus.allocation.inner import RELATIVE_GAP, Program, program_of, relax, solve
-from isthmus.allocation.linear import Linear, combinations, linearise, lower_bound, outer_sites
+from isthmus.allocation.linear import (
+    Linear,
+    combinations,
+    count_combinations,
+    linearise,
+    lower_bound,
+    outer_sites,
+)
+from isthmus.allocation.priced import priced_selection
 from isthmus.allocation.problem import (
     SLACK,
     Allocation,
@@ -22,6 +30,10 @@ from isthmus.allocation.problem import (
 )
 from isthmus.allocation.reach import refusal
 
+MOST_COMBINATIONS = 2048
+"""Beyond so many, networks whose layers all stay are allocated by prices. Encoders of text have at most 1,024; networks
+of convolutions from 8,000 (a ResNet of CIFAR-10) to far more than can be listed."""
+
 
 def allocate(problem: Problem) -> Allocation:
     """Choose for every site which units stay, so that all limits hold and the distortion is least.
@@ -29,6 +41,9 @@ def allocate(problem: Problem) -> Allocation:
     The settings of the outer sites (`isthmus.allocation.linear`) are enumerated best bound first; for each, the other
     sites and the layers are a mixed-integer program. Where sites have more settings than are tried in one pass, a
     second pass looks more closely around the first answer. What is left is spent unit by unit.
+
+    Where nearly everything multiplies with something else, as in networks of convolutions, there are too many outer
+    combinations; prices then find an answer that is not proved to be the best (`isthmus.allocation.priced`).
 
     Parameters
     ----------
@@ -44,12 +59,22 @@ def allocate(problem: Problem) -> Allocation:
         If not even the smallest settings keep the limits; the message names the nearest that can be kept.
     """
     menu = menu_of(problem)
+    if not enumerable(problem, menu):
+        selection = priced_selection(problem, menu)
+        if selection is None:
+            raise refusal(problem, menu)
+        return allocation_of(problem, menu, selection)
     selection = best_selection(problem, menu)
     if selection is None:
         raise refusal(problem, menu)
     if any(len(choice.settings) <= choice.site.units - choice.least for choice in menu.choices.values()):
         selection = best_selection(problem, menu_of(problem, around=selection), known=selection) or selection
     return allocation_of(problem, menu, spend(problem, menu, selection))
+
+
+def enumerable(problem: Problem, menu: Menu) -> bool:
+    """Return whether the outer combinations are few enough to be enumerated, or layers may go, which asks for that."""
+    return menu.layers is not None or count_combinations(menu, outer_sites(problem, menu)) <= MOST_COMBINATIONS
 
 
 def best_selection(problem: Problem, menu: Menu, known: Selection | None = None) -> Selection | None:

@@ -1,4 +1,4 @@
-"""Solving: after a cut, what writes to the residual stream is solved anew in closed form, before any training."""
+"""Solving: after a cut, what needs no training is set anew: projections in closed form, statistics of batch norms."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from isthmus.flow.study import Study
 from isthmus.flow.together import from_main
 from isthmus.network import Network, tokenize
 from isthmus.progress import Progress, silent
+from isthmus.recovery.norms import batch_norms, estimate_norms
 from isthmus.recovery.reconstruct import reconstruct
 from isthmus.relevance.probe import measure_network
 from isthmus.sites import LAYERS, discover
@@ -32,32 +33,57 @@ TOKENS = 1 << 15
 def solve(
     study: Study, student: Network, kept: Mapping[str, Sequence[int]], progress: Progress = silent
 ) -> Network | None:
-    """Return a cut network with its projections solved anew, or None where this brings it no closer to the original.
+    """Return a cut network with projections and batch norms set anew, or None where this brings it no closer.
 
-    Far below half it does not; where there is no residual stream, or no text reads the same in both networks, it cannot
-    be done. Of several processes the main one solves, and tells the others.
+    What writes to the residual stream is solved by least squares, then the running statistics of batch norms are
+    estimated; each is kept only where the probe says that the network came closer to the original. Far below half of
+    the parameters the first does not; where there is no residual stream, or no text reads the same in both networks,
+    it cannot be done. Of several processes the main one solves, and tells the others.
 
     Parameters
     ----------
     kept : mapping of str to sequence of int
         The units that stayed.
     """
-    solved = replace(student, model=copy.deepcopy(student.model))
 
     def step() -> dict[str, torch.Tensor] | None:
-        try:
-            reconstruct(solved, study.network, discover(study.network), kept, _examples(study), progress=progress)
-        except IsthmusError:
-            progress("reconstruct", 1, 1, "left out")
-            return None
-        closer = measure_network(study.probe, solved) < measure_network(study.probe, student)
-        return dict(solved.model.state_dict()) if closer else None
+        found, nats = student, measure_network(study.probe, student)
+        for renewed_by in (_projections, _norms):
+            renewed = renewed_by(study, found, kept, progress)
+            closer = nats if renewed is None else measure_network(study.probe, renewed)
+            if renewed is not None and closer < nats:
+                found, nats = renewed, closer
+        return None if found is student else dict(found.model.state_dict())
 
     weights = from_main(step)
     if weights is None:
         return None
+    solved = _copied(student)
     solved.model.load_state_dict(weights)
     return solved
+
+
+def _copied(network: Network) -> Network:
+    return replace(network, model=copy.deepcopy(network.model))
+
+
+def _projections(
+    study: Study, student: Network, kept: Mapping[str, Sequence[int]], progress: Progress
+) -> Network | None:
+    solved = _copied(student)
+    try:
+        reconstruct(solved, study.network, discover(study.network), kept, _examples(study), progress=progress)
+    except IsthmusError:
+        progress("reconstruct", 1, 1, "left out")
+        return None
+    return solved
+
+
+def _norms(study: Study, student: Network, kept: Mapping[str, Sequence[int]], progress: Progress) -> Network | None:
+    if not kept or not batch_norms(student.model):
+        return None
+    renewed = _copied(student)
+    return renewed if estimate_norms(renewed, study.examples[:EXAMPLES], progress=progress) else None
 
 
 def _examples(study: Study) -> Sequence[Example]:

@@ -91,7 +91,7 @@ def to_nats(
     chosen = gated_sites(sites)
     with Resuming(probe, tuple(sites), estimate=True) as resuming:
         for number, site in enumerate(sorted(chosen, key=lambda site: site.layer or 0)):
-            resuming.start_at(site.layer)
+            resuming.start_for(site)
             if site.kind == "layers":
                 nats[site.name] = _layers(probe, site)
             else:

@@ -1,7 +1,8 @@
 """Resuming: what happens in a late layer is measured without running the layers before it again.
 
 Sites and matrices are measured one at a time, with all else as it was, so what enters the layer of each is the same at
-every measurement. It is held once, and the layers before stand still.
+every measurement. It is held once, and the layers before stand still; in a network without a list of layers, the
+modules that run before a site (`isthmus.relevance.standing`).
 """
 
 from __future__ import annotations
@@ -14,26 +15,8 @@ from torch import Tensor, nn
 
 from isthmus.network import low_precision
 from isthmus.relevance.probe import Probe
+from isthmus.relevance.standing import Early, Enough, Standing
 from isthmus.sites import LAYERS, Site
-
-
-class _Standing(nn.Module):
-    """Stands where a layer was and gives what is held; any attribute that it is asked for is the layer's."""
-
-    def __init__(self, layer: nn.Module, resuming: Resuming) -> None:
-        super().__init__()
-        # In a tuple, for neither is to become a module of this one.
-        self.behind = (layer, resuming)
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        resuming = self.behind[1]
-        return resuming.held[resuming.batch]
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["behind"][0], name)
 
 
 class Resuming:
@@ -44,7 +27,7 @@ class Resuming:
     probe : Probe
         Only its own inputs may be run meanwhile.
     sites : sequence of Site
-        The site of the layers among them says where these are; without it nothing stands still.
+        The site of the layers among them says where these are.
     estimate : bool
         Whether measurements are estimates, which compute in bfloat16 where that is faster.
     """
@@ -60,6 +43,7 @@ class Resuming:
         self.batch = -1
         self.held: list[Any] = []
         self.numbers = {id(_leading(inputs)): number for number, inputs in enumerate(probe.inputs)}
+        self.early = Early(model, probe.inputs, lambda: self.batch, estimate)
         self._hook: Any = None
 
     def __enter__(self) -> Resuming:
@@ -71,14 +55,18 @@ class Resuming:
     ) -> None:
         self._hook.remove()
         self._restore(0)
+        self.early.restore()
         self.held = []
 
     def _note(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.batch = self.numbers[id(_leading(kwargs))]
 
+    def _given(self, *_: Any, **__: Any) -> Any:
+        return self.held[self.batch]
+
     def _restore(self, first: int) -> None:
         for index, layer in enumerate(self.whole):
-            self.layers[index] = _Standing(layer, self) if index < first else layer
+            self.layers[index] = Standing(layer, self._given) if index < first else layer
         self.first = first
 
     def layer_of(self, parameter: str) -> int:
@@ -86,6 +74,13 @@ class Resuming:
         rest = parameter.removeprefix(f"{self.path}.")
         head = rest.partition(".")[0]
         return int(head) if rest != parameter and head.isdigit() else 0
+
+    def start_for(self, site: Site) -> None:
+        """Let the model start where a site's gates are."""
+        if len(self.layers):
+            self.start_at(site.layer)
+        else:
+            self.early.start_before([gate.module for gate in site.gates])
 
     def start_at(self, layer: int | None) -> None:
         """Let the model start at a layer, the weights before it as they are now; at its beginning for 0 or None."""
@@ -104,7 +99,7 @@ class Resuming:
 
         def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
             found.append(output)
-            raise _Enough
+            raise Enough
 
         handle = self.layers[layer - 1].register_forward_hook(keep)
         try:
@@ -112,15 +107,11 @@ class Resuming:
                 for inputs in self.probe.inputs:
                     try:
                         self.probe.network.model(**inputs)
-                    except _Enough:
+                    except Enough:
                         continue
         finally:
             handle.remove()
         return found
-
-
-class _Enough(Exception):
-    """The rest of the model need not run."""
 
 
 def _leading(inputs: dict[str, Any]) -> Tensor | None:
