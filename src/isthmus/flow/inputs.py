@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from isthmus.audit.checks import Array
 from isthmus.audit.inputs import CODECS, InputCurve, Sent, compress_image, measure_inputs
 from isthmus.errors import BadInput
-from isthmus.examples import Pixels
+from isthmus.examples import Pixels, image_of_array
 from isthmus.flow.suiting import check_suits
 from isthmus.flow.verifying import check_labels
 from isthmus.flow.watching import blocks
@@ -151,13 +151,17 @@ def _rows(count: int) -> Iterator[slice]:
 
 
 def _features(network: Network, paths: Sequence[str], images: Sequence[Pixels]) -> dict[str, Tensor]:
-    return activations(network.model, paths, encode(network, images), pooling="flatten")
+    return activations(network.model, paths, _encoded(network, images), pooling="flatten")
+
+
+def _encoded(network: Network, images: Sequence[Pixels]) -> dict[str, Tensor]:
+    return encode(network, [image_of_array(one, "what arrived") for one in images])
 
 
 @torch.inference_mode()
 def _answers(network: Network, images: Sequence[Pixels], labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return whether each class is right, 0 or 1, and the cross-entropy of the true one."""
-    logits = outputs(network, encode(network, images)).double()
+    logits = outputs(network, _encoded(network, images)).double()
     return (logits.argmax(1) == labels).double(), F.cross_entropy(logits, labels, reduction="none")
 
 
