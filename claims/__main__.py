@@ -40,9 +40,11 @@ OWN = {
 TRIALS = {
     "adaptive-mi-estimators": "adaptive_mi_estimators",
     "ai-memory-wall": "ai_memory_wall",
+    "bf16-or-death": "bf16_or_death",
     "cs-ib": "cs_ib",
     "dimco": "dimco",
     "ib-generalization-bound": "ib_generalization_bound",
+    "mpq": "mpq",
 }
 """Claims about measures and objectives; the module of each has ``TRIALS``."""
 CLAIMS = ("vtrans", *CODING, *OWN, *TRIALS)

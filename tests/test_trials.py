@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from claims import adaptive_mi_estimators, ai_memory_wall, cs_ib, dimco, ib_generalization_bound, trials
+from claims import (
+    adaptive_mi_estimators,
+    ai_memory_wall,
+    bf16_or_death,
+    cs_ib,
+    dimco,
+    ib_generalization_bound,
+    mpq,
+    trials,
+)
 from claims.__main__ import TRIALS
 from claims.coding import Point
 from claims.data import digest_of
@@ -229,3 +238,30 @@ def test_codes_are_trained_and_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
             assert 0.1 < found["map"] < 1  # better than chance on ten classes
     finally:
         dimco.data.cache_clear()
+
+
+@pytest.mark.parametrize(("kept", "near", "verdicts"), [
+    (0.98, 0.975, [HOLDS, HOLDS, HOLDS]), (0.96, 0.93, [MIXED, FAILS, MIXED]),
+])  # fmt: skip
+def test_formats_are_judged_by_quality_and_use(kept: float, near: float, verdicts: list[str]) -> None:
+    """Where four bits lose more than eight, whole numbers of weights alone are taken for one text at a time."""
+
+    def figures(point: Point) -> dict[str, Any]:
+        relative = {bf16_or_death.TUNED: kept, bf16_or_death.COARSE: near}.get(point.arm, 0.99)
+        single = bf16_or_death.COARSE if near > 0.95 else bf16_or_death.WEIGHTS
+        chosen = single if point.level == 1 else bf16_or_death.TUNED
+        return {"relative": relative, "recommended": point.arm == chosen}
+
+    claim = of("bf16-or-death")
+    assert [part["verdict"] for part in claim.parts(outcomes(claim, figures))] == verdicts
+
+
+@pytest.mark.parametrize(("deep", "verdicts"), [(0.95, [HOLDS, HOLDS, MIXED]), (0.7, [FAILS, FAILS, MIXED])])
+def test_distances_are_held_against_each_other(deep: float, verdicts: list[str]) -> None:
+    def figures(point: Point) -> dict[str, Any]:
+        ahead = 0.1 if point.arm == mpq.OTHER else -0.1
+        by_image = {"deep by image": 0.5 + ahead, "squared by image": 0.5 + 0.001 * point.seed}
+        return {"deep": deep, "squared": 0.8 + 0.001 * point.seed, **by_image}
+
+    claim = of("mpq")
+    assert [part["verdict"] for part in claim.parts(outcomes(claim, figures))] == verdicts

@@ -42,6 +42,7 @@ def _audit() -> tuple[Listed, ...]:
         calibration,
         discovery,
         exemplars,
+        inputs,
         neighbours,
         position,
         robustness,
@@ -58,6 +59,7 @@ def _audit() -> tuple[Listed, ...]:
         ("robustness", None, robustness, "What corruptions cost before and after narrowing."),
         ("neighbours", None, neighbours, "The share of nearest neighbours that stay."),
         ("position", None, position, "A score by where the part that decides it stands."),
+        ("inputs", "mpq", inputs, "Accuracy by the bytes of an image, and which distance tells what is lost."),
         ("transfer", "ssl-transfer", transfer, "Linear probes, many-shot and few-shot, on sets of other tasks."),
     )
     return tuple(Listed(name, slug, EVALUATION, module, summary) for name, slug, module, summary in found)
@@ -132,9 +134,10 @@ def _layers() -> tuple[Listed, ...]:
 
 def _cost() -> tuple[Listed, ...]:
     from isthmus.cost import pipeline
-    from isthmus.flow import roofline
+    from isthmus.flow import formats, roofline
 
     return (
         Listed("roofline", "llm-viewer", SERVING, roofline, "MACs, bytes, bound and time of every operator."),
+        Listed("formats", "bf16-or-death", SERVING, formats, "Every engine and precision, and which suits which use."),
         Listed("pipeline", "dnn-server-overheads", SERVING, pipeline, "Where time goes outside the network."),
     )

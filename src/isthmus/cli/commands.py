@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli import cache_commands, options, token_commands
+from isthmus.cli import cache_commands, measuring_commands, options, token_commands
 from isthmus.cli.output import print_text, write_text
 from isthmus.cli.progress import reporting
 from isthmus.errors import BadInput
@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 app.add_typer(cache_commands.app, name="cache")
 app.command()(token_commands.tokens)
+app.command()(measuring_commands.formats)
+app.command()(measuring_commands.watch)
+app.command()(measuring_commands.inputs)
 
 
 def _version(wanted: bool) -> None:
@@ -341,7 +344,7 @@ def export(
         typer.Option(
             "--precision",
             metavar="NAME",
-            help="What an engine computes in: float32, w8a8, int8 or int4.",
+            help="What an engine computes in: float32, float16, bfloat16, w8a8, int8 or int4.",
             show_default="float32",
         ),
     ] = None,

@@ -50,7 +50,12 @@ Sites = Annotated[
     str, typer.Option("--sites", metavar="KIND,...", help="Which kinds of sites may lose units: all, or none.")
 ]
 Precision = Annotated[
-    str, typer.Option("--precision", metavar="NAME", help="What the engine computes in: float32, w8a8, int8 or int4.")
+    str,
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        help="What the engine computes in: float32, float16, bfloat16, w8a8, int8 or int4.",
+    ),
 ]
 Activations = Annotated[
     int | None,
@@ -96,6 +101,25 @@ def choice(option: str, value: str, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "give one of " + ", ".join(choices)
     raise BadInput(f"{option} {value!r}: unknown; {hint}")
+
+
+def words(text: str) -> list[str]:
+    """Read names parted by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def integers(option: str, text: str) -> list[int]:
+    """Read whole numbers parted by commas.
+
+    Raises
+    ------
+    BadInput
+        If there are none, or one is no number.
+    """
+    parts = words(text)
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise BadInput(f"{option} {text!r}: not numbers; write for example 90,50,10")
+    return [int(part) for part in parts]
 
 
 def seconds(text: str | None) -> float | None:

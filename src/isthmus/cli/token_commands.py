@@ -33,7 +33,7 @@ def tokens(
     quiet: options.Quiet = False,
 ) -> None:
     """Let tokens leave a network from layer to layer, without training; measure what that saves and loses."""
-    spec = options.required_task(task)
+    spec = options.given_task(task)
     find_engine(engine)
     from isthmus import flow
     from isthmus.cli import tables

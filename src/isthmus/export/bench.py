@@ -76,7 +76,7 @@ def bench_networks(
         raise BadInput("bench: no examples to run; give a task with at least one")
     if networks[0].images is not None:
         max_batches = min(max_batches, IMAGE_BATCHES)
-    chosen = _spread(examples, batch, max_batches)
+    chosen = spread(examples, batch, max_batches)
     keys = [str(index) for index in range(len(networks))]
     steps = 2 * len(networks) + rounds + 1
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as folder:
@@ -118,7 +118,7 @@ def bench_networks(
     ]
 
 
-def _spread(examples: Sequence[Example], batch: int, max_batches: int) -> list[Example]:
+def spread(examples: Sequence[Example], batch: int, max_batches: int) -> list[Example]:
     """Choose whole batches evenly over the examples, in order; a last, smaller one only where it is the only one."""
     whole = max(1, len(examples) // batch)
     starts = np.linspace(0, whole - 1, min(max_batches, whole)).round().astype(int)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from isthmus.network import Network
 
 FILE = "openvino_model.xml"
+COMPUTES = ("isthmus", "computes")
+"""Where a file says what it is to be computed in, if not in float32."""
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def export_openvino(network: Network, folder: str | Path) -> Path:
@@ -38,12 +41,48 @@ def export_openvino(network: Network, folder: str | Path) -> Path:
     return path
 
 
+def save_halved(whole: str | Path, folder: str | Path, computes: str) -> Path:
+    """Write an exported network again with its weights in float16, to be computed in float32 or bfloat16.
+
+    Parameters
+    ----------
+    whole : str or Path
+        The ``.xml`` file that `export_openvino` wrote.
+    folder : str or Path
+    computes : {"float32", "bfloat16"}
+        `load_openvino` reads it from the file.
+
+    Returns
+    -------
+    Path
+        The ``.xml`` file.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph = openvino.Core().read_model(str(whole))
+    graph.set_rt_info(computes, list(COMPUTES))
+    with quiet():
+        openvino.save_model(graph, path, compress_to_fp16=True)
+    return path
+
+
+def has_bfloat16() -> bool:
+    """Return whether OpenVINO multiplies bfloat16 on this processor; where it does not, it computes in float32."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def load_openvino(
     path: str | Path, threads: int | None = None
 ) -> Callable[[Mapping[str, np.ndarray[Any, Any]]], np.ndarray[Any, Any]]:
     """Compile an exported network for the CPU.
 
-    Arithmetic is float32 throughout: left to itself, OpenVINO would take bfloat16 where the CPU has it.
+    Arithmetic is float32 unless the file asks for bfloat16: left to itself, OpenVINO would take that where the CPU has
+    it.
 
     Parameters
     ----------
@@ -60,10 +99,16 @@ def load_openvino(
     """
     import openvino
 
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    core = openvino.Core()
+    graph = core.read_model(str(path))
+    asked = graph.get_rt_info(list(COMPUTES)).astype(str) if graph.has_rt_info(list(COMPUTES)) else "float32"
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": HINTS.get(asked, HINTS["float32"]),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    compiled = core.compile_model(graph, "CPU", options)
     names = {port.get_any_name() for port in compiled.inputs}
     request = compiled.create_infer_request()
 

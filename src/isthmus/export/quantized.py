@@ -1,9 +1,11 @@
-"""Quantized exports: a network, narrowed or not, in the integer arithmetic of the engine that will run it.
+"""Quantized exports: a network, narrowed or not, in fewer bits, as the engine that will run it computes them.
 
 =========== ========= ===============================================================================
 engine      precision what is in the file, and what is computed
 =========== ========= ===============================================================================
 any         float32   as `isthmus.export.engines.export_network` writes it
+openvino    float16   weights in float16, computed in float32
+openvino    bfloat16  weights in float16, computed in bfloat16, where the processor multiplies it
 openvino    w8a8      weights and activations of 8 bits, products in integers; calibrated on examples
 openvino    int8      weights of 8 bits, a scale for each output
 openvino    int4      weights of 4 bits, a scale for each group of inputs
@@ -38,8 +40,11 @@ if TYPE_CHECKING:
 
 FLOAT = "float32"
 CALIBRATED = "w8a8"
+BFLOAT16 = "bfloat16"
+HALVES = {"float16": FLOAT, BFLOAT16: BFLOAT16}
+"""Precisions whose weights are held in float16, and what each computes in."""
 PRECISIONS: dict[str, tuple[str, ...]] = {
-    "openvino": (FLOAT, "w8a8", "int8", "int4"),
+    "openvino": (FLOAT, *HALVES, "w8a8", "int8", "int4"),
     "onnxruntime": (FLOAT, "int8"),
 }
 CALIBRATION_EXAMPLES = 128
@@ -53,7 +58,8 @@ def check_precision(engine: str, precision: str) -> None:
     Raises
     ------
     BadInput
-        If the engine or the precision is unknown (the nearest is suggested), or a package is not installed.
+        If the engine or the precision is unknown (the nearest is suggested), a package is not installed, or this
+        processor does not compute in it, so that the engine would fall back to float32.
     """
     find_engine(engine)
     known = PRECISIONS[engine]
@@ -61,7 +67,15 @@ def check_precision(engine: str, precision: str) -> None:
         near = difflib.get_close_matches(precision.lower(), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "it has " + ", ".join(known)
         raise BadInput(f"precision {precision!r} is unknown to {engine}; {hint}")
-    if engine == "openvino" and precision != FLOAT and importlib.util.find_spec("nncf") is None:
+    if precision == BFLOAT16:
+        from isthmus.export.openvino import has_bfloat16
+
+        if not has_bfloat16():
+            raise BadInput(
+                f"precision {precision}: this processor does not multiply it, and {engine} would compute in {FLOAT}; "
+                "give float16, which halves the file just so"
+            )
+    if engine == "openvino" and precision not in (FLOAT, *HALVES) and importlib.util.find_spec("nncf") is None:
         raise BadInput(f"precision {precision}: nncf is not installed; pip install 'isthmus[quantized]'")
 
 
@@ -73,6 +87,7 @@ def export_quantized(
     path: str | Path,
     *,
     group: int = GROUP,
+    whole: Path | None = None,
 ) -> Path:
     """Write a network for an engine in a precision and return the file to load.
 
@@ -90,6 +105,8 @@ def export_quantized(
         A folder.
     group : int
         Inputs that share a scale in ``int4``.
+    whole : Path, optional
+        The network's float32 export for this engine, where there is one already.
 
     Returns
     -------
@@ -100,7 +117,8 @@ def export_quantized(
     ------
     BadInput
         If engine or precision is unknown, a package is not installed, there are no examples to calibrate on, the
-        network has no tokenizer to read them with or rounds activations by itself, or the group is below 1.
+        network has no tokenizer to read them with or rounds activations by itself, the group is below 1, or this
+        processor does not compute in the precision.
     """
     check_precision(engine, precision)
     if group < 1:
@@ -111,8 +129,12 @@ def export_quantized(
         raise BadInput(f"precision {precision}: {network.name} rounds its activations itself; export it in {FLOAT}")
     batches = _calibration(network, examples) if precision == CALIBRATED else []
     with tempfile.TemporaryDirectory(prefix="isthmus-quantized-") as folder:
-        whole = export_network(network, engine, folder)
-        if engine == "openvino":
+        whole = export_network(network, engine, folder) if whole is None else whole
+        if precision in HALVES:
+            from isthmus.export.openvino import save_halved
+
+            written = save_halved(whole, path, HALVES[precision])
+        elif engine == "openvino":
             from isthmus.export.quantized_openvino import quantize_openvino
 
             written = quantize_openvino(whole, path, precision, batches, group=group, transformer=_transformer(network))

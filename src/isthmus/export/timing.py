@@ -30,7 +30,7 @@ def time_exported(
     paths: Mapping[str, Path],
     batches: Sequence[Batch] | Mapping[str, Sequence[Batch]],
     *,
-    engine: str,
+    engine: str | Mapping[str, str],
     rounds: int = 7,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -43,6 +43,8 @@ def time_exported(
         By network, the exported file.
     batches : sequence of batches, or a mapping from network to one
         Arrays by input name; as many for each network.
+    engine : str or mapping of str to str
+        What runs them all, or by network what runs each.
     rounds : int
         How often every batch is timed.
     threads : int, optional
@@ -57,9 +59,11 @@ def time_exported(
     IsthmusError
         If the process fails; with its last line.
     """
-    find_engine(engine)
+    engines = {name: engine if isinstance(engine, str) else engine[name] for name in paths}
+    for one in dict.fromkeys(engines.values()):
+        find_engine(one)
     with tempfile.TemporaryDirectory(prefix="isthmus-timing-") as folder:
-        _write_job(Path(folder), paths, batches, engine, rounds, threads)
+        _write_job(Path(folder), paths, batches, engines, rounds, threads)
         with (Path(folder) / "errors").open("w+") as errors:
             command = [sys.executable, "-W", "ignore", "-m", "isthmus.export.timing", folder]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -77,7 +81,7 @@ def _write_job(
     folder: Path,
     paths: Mapping[str, Path],
     batches: Sequence[Batch] | Mapping[str, Sequence[Batch]],
-    engine: str,
+    engines: Mapping[str, str],
     rounds: int,
     threads: int | None,
 ) -> None:
@@ -95,7 +99,7 @@ def _write_job(
             listed[name].append(keys)
     save_file(arrays, folder / BATCHES_FILE)
     job = {
-        "engine": engine,
+        "engines": dict(engines),
         "threads": threads,
         "rounds": rounds,
         "paths": {name: str(path) for name, path in paths.items()},
@@ -130,14 +134,15 @@ def main(folder: str) -> None:
     from safetensors.numpy import load_file
 
     job = json.loads((Path(folder) / JOB_FILE).read_text(encoding="utf-8"))
-    for package in find_engine(job["engine"]).runtime:
-        importlib.import_module(package)
+    for engine in dict.fromkeys(job["engines"].values()):
+        for package in find_engine(engine).runtime:
+            importlib.import_module(package)
     arrays = load_file(Path(folder) / BATCHES_FILE)
     batches = {
         name: [{part: arrays[key] for part, key in keys.items()} for keys in own]
         for name, own in job["batches"].items()
     }
-    runners = {name: load_runner(job["engine"], path, job["threads"]) for name, path in job["paths"].items()}
+    runners = {name: load_runner(job["engines"][name], path, job["threads"]) for name, path in job["paths"].items()}
 
     def say(**what: Any) -> None:
         sys.stdout.write(json.dumps(what) + "\n")

@@ -66,9 +66,9 @@ class Elements:
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-NAMES = ("float32", "bfloat16", "int8", "int4", "w8a8")
-"""float32 and bfloat16 throughout; int8 and int4: weights of so many bits with a scale for every 128, computed in what
-activations are in; w8a8: weights and what meets them of 8 bits, multiplied as integers."""
+NAMES = ("float32", "float16", "bfloat16", "int8", "int4", "w8a8")
+"""float32 and bfloat16 throughout; float16, int8 and int4: weights of so many bits, of the integers with a scale for
+every 128, computed in what activations are in; w8a8: weights and what meets them of 8 bits, multiplied as integers."""
 
 GROUP = 128
 
@@ -91,6 +91,7 @@ def elements(name: str, activation: str = "bfloat16") -> Elements:
     wide = 8 * BYTES[activation]
     known = {
         "float32": Elements("float32", 32, 0, "float32", "float32", 32),
+        "float16": Elements("float16", 16, 0, activation, activation, wide),
         "bfloat16": Elements("bfloat16", 16, 0, "bfloat16", "bfloat16", 16),
         "int8": Elements("int8", 8, GROUP, activation, activation, wide),
         "int4": Elements("int4", 4, GROUP, activation, activation, wide),

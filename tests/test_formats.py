@@ -1,0 +1,136 @@
+"""Formats side by side: one run over two engines, the rule of recommending, what does not run here, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import quick
+import small
+from isthmus.cli.main import main
+from isthmus.cost.latency import Latency
+from isthmus.errors import BadInput
+from isthmus.export.openvino import has_bfloat16, load_openvino, save_halved
+from isthmus.export.quantized import check_precision
+from isthmus.flow.formats import FORMATS, Format, FormatRow, chosen_formats, mean_cosine, recommend
+from isthmus.report.formats import render_formats
+
+NAMES = "openvino:float32,openvino:float16,onnxruntime:int8"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("formats")
+    small.write_network(place / "tiny")
+    small.write_text(place / "text.txt", 80)
+    return place
+
+
+@pytest.fixture(scope="module")
+def table(folder: Path) -> dict[str, Any]:
+    capture = pytest.MonkeyPatch()
+    written: list[str] = []
+    capture.setattr("isthmus.cli.measuring_commands.print_text", written.append)
+    capture.setattr("isthmus.flow.formats.export_network", quick.export_once)
+    options = ["--task", f"text:{folder / 'text.txt'}", "--formats", NAMES, "--threads", "1", "--keep", "90%"]
+    try:
+        assert main(["formats", str(folder / "tiny"), *options, "-o", str(folder / "page.html"), "--json", "-q"]) == 0
+    finally:
+        capture.undo()
+    found: dict[str, Any] = json.loads("\n".join(written))
+    return found
+
+
+def test_each_format_is_measured_in_its_engine(table: dict[str, Any], folder: Path) -> None:
+    rows = {row["name"]: row for row in table["rows"]}
+    assert list(rows) == NAMES.split(",")
+    whole, half, eighths = rows.values()
+    assert whole["similarity"] == pytest.approx(1, abs=1e-5)
+    assert whole["metric"] == pytest.approx(1, abs=1e-4)
+    assert half["bytes"] < 0.8 * whole["bytes"]
+    assert whole["nats"] < half["nats"] < eighths["nats"]
+    assert 0.9 < eighths["similarity"] < 1 - 1e-6
+    for row in rows.values():
+        assert row["relative"] == pytest.approx(row["metric"] / table["metric"])
+        for use, batch in (("single-stream", 1), ("batched", 32)):
+            assert table["uses"][use]["batch"] == batch
+            assert 0 < row["latency"][use]["low_ms"] <= row["latency"][use]["median_ms"]
+    assert set(table["recommended"]) == {"single-stream", "batched"}
+    assert table["recommended"]["batched"] in rows
+
+
+def test_the_page_holds_every_format(table: dict[str, Any], folder: Path) -> None:
+    page = (folder / "page.html").read_text()
+    assert all(name in page for name in NAMES.split(","))
+    assert f"{table['recommended']['batched']}, " in page
+    nothing = {**table, "recommended": {"batched": None}, "left": {"openvino:int4": "no <package>"}}
+    other = render_formats(nothing)
+    assert "no format keeps 90" in other
+    assert "no &lt;package&gt;" in other
+
+
+def row(name: str, size: int, relative: float, median: float, spread: float = 0.0) -> FormatRow:
+    engine, precision = name.split(":")
+    timed = {"batched": Latency(median, median - spread, median + spread, 5)}
+    return FormatRow(Format(engine, precision), size, relative, (0, 1), relative, 1.0, 0.0, timed)
+
+
+def test_the_fastest_that_keeps_enough_is_recommended() -> None:
+    rows = [row("a:float32", 400, 1.0, 10), row("a:int8", 100, 0.995, 6), row("a:int4", 50, 0.9, 2)]
+    assert recommend(rows, "batched", 0.99) == "a:int8"
+    assert recommend(rows, "batched", 0.5) == "a:int4"
+    assert recommend(rows[2:], "batched", 0.99) is None
+    assert recommend([row("a:float32", 1, math.nan, 1)], "batched", 0.5) is None
+
+
+def test_where_times_do_not_differ_the_smallest_is() -> None:
+    rows = [row("a:float32", 400, 1.0, 10, 1), row("a:float16", 200, 1.0, 10.5, 1), row("a:int8", 100, 1.0, 14, 1)]
+    assert recommend(rows, "batched") == "a:float16"
+
+
+def test_cosines_are_of_rows() -> None:
+    first, second = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]), np.array([[6.0, 8.0], [0.0, 2.0], [1.0, 1.0]])
+    assert mean_cosine(first, second) == pytest.approx(1 / 3)
+
+
+def test_bfloat16_is_computed_or_refused(folder: Path, tmp_path: Path) -> None:
+    """A file says what it is computed in; where the processor has no bfloat16, asking for it is refused."""
+    from isthmus.export.engines import engine_batch
+    from isthmus.storage.opening import open as open_network
+
+    network = open_network(folder / "tiny")
+    whole = quick.export_once(network, "openvino", tmp_path)
+    batch = engine_batch(network, small.sentences(8))
+    half, brain = (
+        load_openvino(save_halved(whole, tmp_path / computes, computes), 1)(batch).copy()
+        for computes in ("float32", "bfloat16")
+    )
+    original = load_openvino(whole, 1)(batch)
+    assert 0 < np.abs(half - original).max() < 0.01
+    if has_bfloat16():
+        check_precision("openvino", "bfloat16")
+        assert np.abs(brain - original).max() > 2 * np.abs(half - original).max()
+    else:
+        assert np.array_equal(half, brain)
+        with pytest.raises(BadInput, match=r"does not multiply it.*give float16"):
+            check_precision("openvino", "bfloat16")
+
+
+def test_bad_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chosen_formats("all") == FORMATS
+    task = ["--task", f"text:{folder / 'text.txt'}"]
+    for options, words in (
+        (["--formats", "openvino:int9"], "did you mean openvino:int8"),
+        (["--formats", " , "], "no formats; give some of openvino:float32"),
+        (["--keep", "120%"], "not a share"),
+        (["-o", "nowhere/page.html"], "does not exist"),
+    ):
+        assert main(["formats", str(folder / "tiny"), *task, *options]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["formats", str(folder / "tiny")]) == 2
+    assert "no task given" in capsys.readouterr().err
