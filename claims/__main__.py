@@ -40,6 +40,8 @@ OWN = {
 TRIALS = {
     "adaptive-mi-estimators": "adaptive_mi_estimators",
     "ai-memory-wall": "ai_memory_wall",
+    "cie-audit": "cie_audit",
+    "compressed-nets-forget": "compressed_nets_forget",
     "cs-ib": "cs_ib",
     "dimco": "dimco",
     "ib-generalization-bound": "ib_generalization_bound",
