@@ -41,6 +41,8 @@ TRIALS = {
     "adaptive-mi-estimators": "adaptive_mi_estimators",
     "ai-memory-wall": "ai_memory_wall",
     "bf16-or-death": "bf16_or_death",
+    "cie-audit": "cie_audit",
+    "compressed-nets-forget": "compressed_nets_forget",
     "cs-ib": "cs_ib",
     "dimco": "dimco",
     "ib-generalization-bound": "ib_generalization_bound",

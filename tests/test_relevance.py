@@ -19,6 +19,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 import networks
+import pictured
 import small
 from isthmus import network as network_module
 from isthmus.cost.predict import bytes_rate, kept_counts, parameter_rate
@@ -32,6 +33,7 @@ from isthmus.relevance.probe import Probe, gated_sites, make_probe, measure_clos
 from isthmus.relevance.registry import ESTIMATORS, get
 from isthmus.relevance.statistics import Statistics, collect, sampled_loss
 from isthmus.relevance.vib import Schedule, VariationalBottleneck, pace
+from isthmus.relevance.weights import unit_energy
 from isthmus.sites import Site, closed_values, discover, gated, narrow_model
 from isthmus.tasks.divergence import TEMPERATURE, divergence, logit_divergence, similarity_divergence
 
@@ -112,6 +114,21 @@ def test_magnitude_by_hand() -> None:
     for norm in ("embeddings", *writers):
         wanted += weights[f"{norm}.LayerNorm.weight"][unit] ** 2 + weights[f"{norm}.LayerNorm.bias"][unit] ** 2
     assert found["width"][unit] == pytest.approx(np.sqrt(wanted), rel=1e-6)
+
+
+def test_magnitude_of_channels_leaves_running_statistics_out() -> None:
+    """Padded shortcuts and batch norms: a unit's entries lie apart, and some of them are buffers."""
+    network = pictured.resnet()
+    weights = {name: tensor.detach().numpy() for name, tensor in network.model.named_parameters()}
+    found = discover(network)
+    for site in found:
+        wanted = 0.0
+        for part in site.slices:
+            if part.parameter in weights:
+                wanted += (np.take(weights[part.parameter], part.entries(site.units)[1], axis=part.dim) ** 2).sum()
+        energy = unit_energy(dict(network.model.named_parameters()), site)
+        assert energy[1] == pytest.approx(wanted, rel=1e-6)
+    assert any(part.parameter.endswith("running_var") for site in found for part in site.slices)
 
 
 def test_magnitude_of_a_fused_projection() -> None:

@@ -59,6 +59,51 @@ def pixel_values(wanted: ImageInput, images: Sequence[Any] | Pixels) -> Tensor:
     return (resized / _MOST - mean) / std
 
 
+def scaled_pixels(wanted: ImageInput, image: Any) -> Pixels:
+    """Return an image in the channels and at the scale that a network sees it, before the middle is cut out of it.
+
+    `pixel_values` makes of it what it makes of the image itself, for a network of square images.
+
+    Parameters
+    ----------
+    wanted : ImageInput
+    image : Image, or array (height, width) or (height, width, channels) of uint8
+
+    Returns
+    -------
+    array (height, width, channels) of uint8
+    """
+    import torch
+
+    planes = torch.from_numpy(as_planes(np.asarray(image), wanted.channels))[None]
+    # Scaled again to so short an edge it would not stay as it is: then only the middle does.
+    cut = wanted.shortest_edge is not None and wanted.shortest_edge <= min(wanted.height, wanted.width)
+    planes = _fitted(planes, wanted) if cut else _scaled(planes, wanted)
+    return planes[0].permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+def small_pixels(image: Any, most: int) -> Pixels:
+    """Return an image of at most so many pixels a side, as it is if it is no larger.
+
+    Parameters
+    ----------
+    image : Image, or array (height, width) or (height, width, channels) of uint8
+
+    Returns
+    -------
+    array (height, width, 1 or 3) of uint8
+    """
+    import torch
+
+    pixels = np.asarray(image)
+    planes = torch.from_numpy(as_planes(pixels, 1 if pixels.ndim == 2 or pixels.shape[2] < 3 else 3))[None]
+    height, width = planes.shape[2:]
+    if max(height, width) > most:
+        scale = most / max(height, width)
+        planes = _resized(planes, (max(round(height * scale), 1), max(round(width * scale), 1)), "bilinear")
+    return planes[0].permute(1, 2, 0).numpy().astype(np.uint8)
+
+
 def random_moves(wanted: ImageInput, count: int, seed: Sequence[int]) -> Tensor:
     """Return how each image is moved: down, to the right (pixels, negative ones up and left), mirrored; ``(count, 3)``.
 
@@ -113,16 +158,19 @@ def as_planes(image: npt.NDArray[Any], channels: int) -> npt.NDArray[np.float32]
 
 def _fitted(planes: Tensor, wanted: ImageInput) -> Tensor:
     """Resize planes (images, channels, height, width), and cut out the middle where the network wants that."""
+    planes = _scaled(planes, wanted)
+    top, left = (planes.shape[2] - wanted.height) // 2, (planes.shape[3] - wanted.width) // 2
+    return planes[:, :, top : top + wanted.height, left : left + wanted.width]
+
+
+def _scaled(planes: Tensor, wanted: ImageInput) -> Tensor:
     height, width = planes.shape[2:]
     target = (wanted.height, wanted.width)
     if wanted.shortest_edge is not None:
         scale = wanted.shortest_edge / min(height, width)
         # A side is cut to whole pixels, but never below what is cut out of it.
         target = max(int(height * scale), wanted.height), max(int(width * scale), wanted.width)
-    if (height, width) != target:
-        planes = _resized(planes, target, wanted.resample)
-    top, left = (planes.shape[2] - wanted.height) // 2, (planes.shape[3] - wanted.width) // 2
-    return planes[:, :, top : top + wanted.height, left : left + wanted.width]
+    return planes if (height, width) == target else _resized(planes, target, wanted.resample)
 
 
 def _resized(planes: Tensor, size: tuple[int, int], resample: str) -> Tensor:

@@ -24,7 +24,7 @@ class Exemplar:
     index : int
         Its place among the examples.
     text, text2 : str
-        What it is; the second of a pair, or empty.
+        What it is, an image by its name; the second of a pair, or empty.
     label : str
         The truth; empty where it is not known.
     original, narrowed : str
@@ -141,7 +141,7 @@ def find_exemplars(
         Probabilities.
     labels : array (examples,), optional
     texts : sequence of sequences of str, optional
-        One or two texts an example, for the list.
+        One or two texts an example, or an image's name, for the list.
     class_names : sequence of str
     seed : int
 

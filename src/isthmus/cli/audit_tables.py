@@ -61,7 +61,7 @@ def _show_exemplars(data: AuditData) -> None:
             (row.text[:_TEXT], row.text2[:_TEXT], row.label[:20], row.original[:20], row.narrowed[:20], plain(row.nats))
             for row in found.rows[:_MOST_EXEMPLARS]
         ]
-        show_table("", ("text", "", "label", "original", "narrowed", "nats"), rows, words=5)
+        show_table("", ("example", "", "label", "original", "narrowed", "nats"), rows, words=5)
 
 
 def _slice_rows(rows: tuple[SliceDamage, ...]) -> list[tuple[str, ...]]:

@@ -63,8 +63,8 @@ def inspect(
     quiet: options.Quiet = False,
 ) -> None:
     """Show where the parameters, bytes, MACs and the information are."""
-    spec = options.given_task(task)
     options.check_writable(out)
+    spec = options.given_task(task)
     from isthmus import flow
     from isthmus.cli import tables
 
@@ -220,9 +220,9 @@ def compare(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure networks side by side, in one interleaved run."""
-    spec = options.given_task(task)
     find_engine(engine)
     options.check_writable(json_)
+    spec = options.given_task(task)
     from isthmus import flow
     from isthmus.cli import tables
 
@@ -261,8 +261,8 @@ def audit(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure what narrowing took away: on which examples, in which slices, in what respects."""
-    spec = options.given_task(task)
     options.check_writable(out)
+    spec = options.given_task(task)
     from isthmus import flow
     from isthmus.cli import audit_tables
     from isthmus.flow.auditing import chosen_parts

@@ -36,8 +36,8 @@ def formats(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure a network in every engine and precision that runs here, and say which one suits which use."""
-    spec = options.given_task(task)
     options.check_writable(out)
+    spec = options.given_task(task)
     from isthmus.budget import parse_floor
     from isthmus.flow.formats import chosen_formats
 
@@ -92,7 +92,7 @@ def watch(
     quiet: options.Quiet = False,
 ) -> None:
     """Show what each layer shares with the input and the label, from checkpoint to checkpoint of a training run."""
-    spec = options.given_task(task)
+    spec = options.labelled_task(task, "classify:FILE or images:FOLDER")
     options.check_writable(out)
     if follow is not None and follow <= 0:
         raise BadInput(f"--follow {follow}: give a number of seconds above 0")
@@ -158,7 +158,7 @@ def inputs(
     quiet: options.Quiet = False,
 ) -> None:
     """Show how accurate classifiers are on compressed images, by the bytes that are sent."""
-    spec = options.given_task(task)
+    spec = options.labelled_task(task, "images:FOLDER")
     options.check_writable(out)
     names = options.words(codecs)
     steps = options.integers("--qualities", qualities)

@@ -79,6 +79,19 @@ def given_task(spec: str | None) -> str:
     return spec
 
 
+def labelled_task(spec: str | None, choices: str) -> str:
+    """Return the task that was given.
+
+    Raises
+    ------
+    BadInput
+        If none was, and labels cannot be done without.
+    """
+    if spec is None:
+        raise BadInput(f"no task given; labels are needed here, give --task {choices}")
+    return spec
+
+
 def folder_for(out: Path | None, model: str, to: str | None, keep: str | None, plan: Path | None) -> Path:
     """Return where a narrowed network goes: where it is wanted, or ``minilm-bytes-5MB`` in the current folder."""
     if out is not None:

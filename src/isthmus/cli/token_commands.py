@@ -33,8 +33,8 @@ def tokens(
     quiet: options.Quiet = False,
 ) -> None:
     """Let tokens leave a network from layer to layer, without training; measure what that saves and loses."""
-    spec = options.given_task(task)
     find_engine(engine)
+    spec = options.given_task(task)
     from isthmus import flow
     from isthmus.cli import tables
     from isthmus.flow.tokens import narrow_by_tokens

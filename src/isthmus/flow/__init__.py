@@ -292,7 +292,7 @@ def audit(
     task : Task
         What is audited is what it holds out.
     slices : str or Path, optional
-        A table with a row an example; its columns beside the text become slices.
+        A table with a row an example; its columns beside the text or image become slices.
     transfer : sequence of Task
         Labelled sets for the transfer card.
     parts : str

@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isthmus.audit.amplification import measure_amplification
 from isthmus.audit.calibration import measure_calibration
 from isthmus.audit.checks import Array
-from isthmus.audit.damage import measure_damage
-from isthmus.audit.discovery import discover_slices
-from isthmus.audit.exemplars import disagreement, find_exemplars
+from isthmus.audit.exemplars import find_exemplars
 from isthmus.audit.givens import read_columns
 from isthmus.audit.neighbours import measure_neighbours
-from isthmus.audit.readers import (
-    Head,
-    Reading,
-    Readout,
-    fit_head,
-    passages,
-    read_task,
-)
+from isthmus.audit.readers import Head, Readout, fit_head
+from isthmus.audit.reading import Reading, names_of, read_task
 from isthmus.audit.resampling import damage_draws, percentile
 from isthmus.audit.selective import measure_selective
-from isthmus.audit.slices import Column, slices_of
-from isthmus.audit.textcolumns import text_columns, word_columns
+from isthmus.audit.slices import Column
 from isthmus.errors import BadInput, unknown
-from isthmus.examples import texts_of
+from isthmus.examples import Example
 from isthmus.flow import record as records
 from isthmus.flow.audit_parts import Population, measure_corruptions, measure_positions, read_transfer
+from isthmus.flow.audit_slices import Found, measure_slices
+from isthmus.flow.suiting import check_suits
 from isthmus.flow.verifying import bytes_on_disk, check_labels
 from isthmus.network import Network
 from isthmus.progress import Progress
 from isthmus.report.auditdata import AuditData, AuditedNetwork
+from isthmus.report.pictures import picture
 from isthmus.tasks import Task
 
 PARTS = ("exemplars", "slices", "robustness", "calibration", "selective", "neighbours", "position", "transfer")
-
-
-@dataclass
-class _Found:
-    """What is gathered as parts are measured."""
-
-    fields: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
 
 
 def chosen_parts(spec: str) -> tuple[str, ...]:
@@ -88,11 +72,13 @@ def audit_networks(
         raise BadInput(f"audit: two networks are called {max(names, key=names.count)}; give different folders")
     reading = read_task(task, seed=seed)
     given = () if slices is None else _given(slices, reading)
+    found = Found(warnings=list(reading.warnings))
     for network in networks:
+        found.warnings += check_suits(network, task)
         if network.pooling == "logits":
             check_labels(network, task)
     before, after = _read(originals, narrowed, reading, seed, progress)
-    found = _Found(warnings=list(reading.warnings))
+    called = names_of(reading)
     if task.kind == "sts" and not task.pairs:
         found.warnings.append(
             f"{task.name}: no training pairs, so the probabilities of levels were fitted on the audited pairs: "
@@ -103,22 +89,21 @@ def audit_networks(
             before.probabilities,
             after.probabilities,
             reading.labels,
-            texts=reading.texts,
+            texts=[[called[one] for one in example] for example in reading.examples],
             class_names=reading.class_names,
             seed=seed,
         )
     if "slices" in parts:
         progress("slices", 0, 1)
-        _slices(found, reading, before, after, given, seed)
+        measure_slices(found, reading, before, after, given, called, seed)
         progress("slices", 1, 1)
     if "robustness" in parts:
         found.fields["robustness"] = measure_corruptions(reading, before, after, seed, progress)
     _certainty(found, parts, reading, (*before.readouts, *after.readouts), names, seed)
     if "neighbours" in parts:
-        texts = passages(reading)
+        origin, shown = before.heads[0].features, list(called.values())
         found.fields["neighbours"] = [
-            measure_neighbours(before.heads[0].features, head.features, texts, name=head.network.name, seed=seed)
-            for head in after.heads
+            measure_neighbours(origin, head.features, shown, name=head.network.name, seed=seed) for head in after.heads
         ]
     if "position" in parts:
         found.fields["position"], said = measure_positions(reading, before, after, seed, progress)
@@ -130,7 +115,7 @@ def audit_networks(
         title=f"{', '.join(network.name for network in narrowed)} against {originals[0].name}",
         task=task.name,
         loss_name=reading.loss_name,
-        examples=len(reading.texts),
+        examples=len(reading.examples),
         classes=len(reading.class_names),
         created=records.now(),
         version=version("isthmus"),
@@ -139,6 +124,7 @@ def audit_networks(
             for number, (network, loss) in enumerate(zip(networks, (*before.losses, *after.losses), strict=True))
         ],
         **found.fields,
+        pictures=_pictures(reading, called, found.fields),
         warnings=_all_warnings(found),
         record={
             "seed": seed,
@@ -151,7 +137,7 @@ def audit_networks(
 
 
 def _given(path: Path, reading: Reading) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    return read_columns(path, reading.texts)
+    return read_columns(path, reading.examples)
 
 
 def _network(network: Network, loss: Array, original: bool, seed: int) -> AuditedNetwork:
@@ -172,13 +158,13 @@ def _read(
     """Read every network on the clean examples."""
     heads: list[Head] = []
     readouts: list[Readout] = []
-    everything = np.arange(len(reading.texts))
+    everything = np.arange(len(reading.examples))
     total = len(originals) + len(narrowed)
     for number, network in enumerate([*originals, *narrowed]):
         progress("read", number, total, network.name)
-        reference = readouts[0].probabilities if readouts and reading.task.kind == "text" else None
+        reference = readouts[0].probabilities if readouts and reading.labels is None else None
         heads.append(fit_head(network, reading, reference, seed=seed))
-        readouts.append(heads[-1].read(reading.texts, everything))
+        readouts.append(heads[-1].read(reading.examples, everything))
     progress("read", total, total)
     first = len(originals)
     return (
@@ -187,36 +173,23 @@ def _read(
     )
 
 
-def _slices(
-    found: _Found,
-    reading: Reading,
-    before: Population,
-    after: Population,
-    given: tuple[()] | tuple[tuple[Column, ...], tuple[str, ...]],
-    seed: int,
-) -> None:
-    columns: list[Column] = []
-    if reading.labels is not None:
-        columns.append(Column("class", tuple(reading.class_names[label] for label in reading.labels.tolist())))
-    if given:
-        columns += given[0]
-        found.warnings += given[1]
-    count = len(reading.texts)
-    _, warnings = slices_of(columns, count)
-    found.warnings += warnings
-    # What these texts have none of makes no slice; of columns that nobody asked for that goes without saying.
-    columns += text_columns(reading.texts, texts_of(reading.task.train, "audit"))
-    shown, _ = slices_of(columns, count)
-    searched, _ = slices_of([*columns, *word_columns(reading.texts)], count)
-    found.fields["damage"] = measure_damage(before.losses, after.losses, shown, seed=seed)
-    apart = disagreement(before.probabilities, after.probabilities)
-    found.fields["disagreement"] = measure_damage(np.zeros(count), apart, shown, seed=seed)
-    found.fields["amplification"] = measure_amplification(before.losses, after.losses, shown, seed=seed)
-    found.fields["discovered"] = discover_slices(before.losses, after.losses, searched, seed=seed)
+def _pictures(reading: Reading, called: Mapping[Example, str], fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the images that the page shows, by what they are called."""
+    if not reading.images:
+        return {}
+    wanted: set[str] = set()
+    if (exemplars := fields.get("exemplars")) is not None:
+        wanted |= {row.text for row in exemplars.rows}
+    for one in fields.get("neighbours", []):
+        wanted |= {name for row in one.rows for name in (row.text, row.before[0], row.after[0])}
+    if (discovered := fields.get("discovered")) is not None:
+        names = " ".join(discovered.names)
+        wanted |= {name for name in called.values() if f"like {name}" in names}
+    return {name: picture(image) for image, name in called.items() if name in wanted}
 
 
 def _certainty(
-    found: _Found,
+    found: Found,
     parts: Sequence[str],
     reading: Reading,
     readouts: Sequence[Readout],
@@ -243,7 +216,7 @@ def _certainty(
         ]
 
 
-def _all_warnings(found: _Found) -> list[str]:
+def _all_warnings(found: Found) -> list[str]:
     """Return every warning once, those of the reading first."""
     said = list(found.warnings)
     for name, value in found.fields.items():

@@ -24,12 +24,13 @@ class Plotted:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: what it says, what it is sorted by, its second line, and a drawn interval."""
+    """A cell: what it says, what it is sorted by, its second line, a drawn interval, and a picture (a data URI)."""
 
     text: str
     key: str
     second: str = ""
     plot: Plotted | None = None
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class Table:
     filtered: bool = False
 
 
-def word(text: str, second: str = "") -> Cell:
-    """Return a cell of words, cut where they are long; the second line is shown small."""
+def word(text: str, second: str = "", picture: str = "") -> Cell:
+    """Return a cell of words, cut where they are long; the second line is shown small, a picture above."""
     shown = text if len(text) <= _TEXT else text[: _TEXT - 1].rstrip() + "…"
-    return Cell(shown, text.lower(), second if len(second) <= _TEXT else second[: _TEXT - 1].rstrip() + "…")
+    return Cell(
+        shown, text.lower(), second if len(second) <= _TEXT else second[: _TEXT - 1].rstrip() + "…", picture=picture
+    )
 
 
 def number(value: float | None, write: str = "metric") -> Cell:

@@ -44,6 +44,8 @@ class AuditData(_Record):
         One entry a network, the originals first.
     neighbours, position : list
         One entry a narrowed network, held against the first original.
+    pictures : dict of str to str
+        Where examples are images: those that are listed, small, as data URIs of PNG, by what they are called.
     """
 
     title: str
@@ -65,5 +67,6 @@ class AuditData(_Record):
     neighbours: list[Neighbours] = []
     position: list[PositionBias] = []
     transfer: Transfer | None = None
+    pictures: dict[str, str] = {}
     record: dict[str, JsonValue] = {}
     warnings: list[str] = []

@@ -69,7 +69,13 @@ def neighbours_tables(data: AuditData) -> tuple[Table, ...]:
             f"{one.name}: the {len(one.rows)} examples whose neighbours changed most",
             ("example", "nearest before", "nearest now", "kept"),
             tuple(
-                (word(row.text), word(row.before[0]), word(row.after[0]), number(row.overlap, "percent"))
+                (
+                    *(
+                        word(name, picture=data.pictures.get(name, ""))
+                        for name in (row.text, row.before[0], row.after[0])
+                    ),
+                    number(row.overlap, "percent"),
+                )
                 for row in one.rows
             ),
             words=3,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from isthmus.audit.damage import SliceDamage
 from isthmus.report.auditcells import Cell, Table, estimates, number, word
@@ -43,7 +44,7 @@ def exemplars_table(data: AuditData) -> Table | None:
         ("example", *(["label"] if labelled else []), "original", "narrowed", "votes", "confidence", "nats"),
         tuple(
             (
-                word(row.text, row.text2),
+                word(row.text, row.text2, data.pictures.get(row.text, "")),
                 *([word(row.label)] if labelled else []),
                 word(row.original),
                 word(row.narrowed),
@@ -58,8 +59,8 @@ def exemplars_table(data: AuditData) -> Table | None:
     )
 
 
-def damage_table(name: str, rows: Sequence[SliceDamage]) -> Table:
-    """Return the table of damage by slice."""
+def damage_table(name: str, rows: Sequence[SliceDamage], pictures: Mapping[str, str] = MappingProxyType({})) -> Table:
+    """Return the table of damage by slice; one that is called by an image it is like shows it."""
     damages = estimates([row.damage for row in rows])
     return Table(
         name,
@@ -67,7 +68,7 @@ def damage_table(name: str, rows: Sequence[SliceDamage]) -> Table:
         ("slice", "examples", "original", "narrowed", "damage", "excess over the rest", "p, corrected"),
         tuple(
             (
-                word(row.name),
+                word(row.name, picture=_liked(row.name, pictures)),
                 Cell(f"{row.count:,}", str(row.count)),
                 number(row.original),
                 number(row.narrowed),
@@ -78,6 +79,11 @@ def damage_table(name: str, rows: Sequence[SliceDamage]) -> Table:
             for row, damage in zip(rows, damages, strict=True)
         ),
     )
+
+
+def _liked(name: str, pictures: Mapping[str, str]) -> str:
+    fitting = [known for known in pictures if f"like {known}" in name]
+    return pictures[max(fitting, key=len)] if fitting else ""
 
 
 def disagreement_table(rows: Sequence[SliceDamage]) -> Table:

@@ -73,7 +73,7 @@ def audit_page(data: AuditData) -> AuditPage:
         else "",
         damage=damage_table("damage", damage.rows) if damage and damage.rows else None,
         discovered_line=_discovered_line(data),
-        discovered=damage_table("discovered", tested) if tested else None,
+        discovered=damage_table("discovered", tested, data.pictures) if tested else None,
         disagreement_line=(
             f"Which slices the exemplars come from: {ranged(data.disagreement.overall)} of all examples are exemplars."
             if data.disagreement
