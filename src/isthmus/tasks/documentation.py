@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isthmus.errors import BadInput
+from isthmus.storage.files import write_atomic
 from isthmus.tasks.passages import LONGEST_PASSAGE
 
 PACKAGES = (
@@ -98,12 +99,9 @@ def write_documentation(path: Path, limit: int = 20_000) -> int:
         raise BadInput(
             "no documentation in the installed packages: their source files are missing; give a text of your own"
         )
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text("".join(f"{passage}\n" for passage in passages), encoding="utf-8")
-        os.replace(part, path)
+        write_atomic(path, "".join(f"{passage}\n" for passage in passages).encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise BadInput(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
     return len(passages)
 
