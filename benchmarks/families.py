@@ -34,6 +34,7 @@ from isthmus.flow.recovering import recover_stage
 from isthmus.flow.study import Study, start_study
 from isthmus.flow.verifying import measure_quality
 from isthmus.storage.artifact import save_artifact
+from isthmus.storage.files import write_atomic
 from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
 from isthmus.storage.stages import StageStore
@@ -170,9 +171,7 @@ class Bench:
 
 def _write_curves(path: Path, curves: Curves) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({name: [asdict(one) for one in found] for name, found in curves.items()}))
-    partial.replace(path)
+    write_atomic(path, json.dumps({name: [asdict(one) for one in found] for name, found in curves.items()}).encode())
 
 
 def _read_curves(path: Path) -> Curves:

@@ -12,6 +12,7 @@ from claims.tables import markdown_table, score_table, scores
 from benchmarks import families, known_mi, roofline
 from benchmarks.bitstream import section
 from benchmarks.reach import EFFORTS, GOALS, targets
+from isthmus.storage.files import write_atomic
 
 HEADER = "<!-- written by python -m benchmarks --table from benchmarks/results/ and claims/results/ -->"
 
@@ -122,9 +123,7 @@ def render(results: Path, claims: Path) -> str:
 
 def write_page(results: Path, claims: Path, page: Path) -> None:
     """Write docs/benchmarks.md."""
-    part = page.with_name(page.name + ".part")
-    part.write_text(render(results, claims), encoding="utf-8")
-    part.replace(page)
+    write_atomic(page, render(results, claims).encode())
 
 
 START, END = "<!-- figures: written by make docs -->", "<!-- end of figures -->"
@@ -166,6 +165,4 @@ def write_readme(results: Path, readme: Path) -> None:
         return
     head, rest = text.split(START, 1)
     _, tail = rest.split(END, 1)
-    part = readme.with_name(readme.name + ".part")
-    part.write_text(f"{head}{START}\n\n{headline(reach)}\n\n{END}{tail}", encoding="utf-8")
-    part.replace(readme)
+    write_atomic(readme, f"{head}{START}\n\n{headline(reach)}\n\n{END}{tail}".encode())

@@ -35,6 +35,7 @@ from isthmus.recovery.losses import cosent_loss
 from isthmus.relevance.probe import measure_network
 from isthmus.storage.coded import Coded, Product, decode
 from isthmus.storage.delta import delta_bytes, load_delta, matrices_of, save_delta
+from isthmus.storage.files import write_atomic
 from isthmus.tasks import load_task
 from isthmus.tasks.data import data_folder
 from isthmus.tasks.metrics import spearman
@@ -171,7 +172,7 @@ class Bench:
         return self.ready[seed]
 
     def _tuned(self, seed: int) -> Tuned:
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file, save
 
         base, started = self.bench.network, time.monotonic()
         digest = hashlib.sha256(json.dumps([self.record(), seed]).encode()).hexdigest()[:16]
@@ -183,9 +184,8 @@ class Bench:
             network = fine_tune(base, self.pairs, self.tuning, seed)
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_name(f".{file.name}")
-                save_file({name: one.contiguous().clone() for name, one in network.model.state_dict().items()}, partial)
-                partial.replace(file)
+                weights = {name: one.contiguous().clone() for name, one in network.model.state_dict().items()}
+                write_atomic(file, save(weights))
         old, new = matrices_of(base), matrices_of(network)
         decay = {name: [kept_energy(new[name] - old[name]), kept_energy(old[name])] for name in old}
         return Tuned(self.bench, network, decay, time.monotonic() - started)

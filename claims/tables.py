@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from claims.common import Outcome, point_of
+from isthmus.storage.files import write_atomic
 
 HEADER = "<!-- written by python -m claims --table from claims/results/ -->"
 
@@ -151,6 +152,4 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
 
 def write_table(results: Path, page: Path) -> None:
     """Write docs/claims.md from the results."""
-    part = page.with_name(page.name + ".part")
-    part.write_text(render(read_results(results)), encoding="utf-8")
-    part.replace(page)
+    write_atomic(page, render(read_results(results)).encode())

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -182,6 +183,12 @@ def minilm_problem(minilm, shares, seed=0, **options):
     return Problem(sites, relevance, rates, limits, original, **options)
 
 
+@pytest.fixture(scope="module")
+def minilm_allocation(minilm):
+    """What is allocated at some shares, solved once."""
+    return cache(lambda **shares: allocate(minilm_problem(minilm, shares)))
+
+
 @pytest.mark.parametrize(
     "shares",
     [
@@ -195,9 +202,9 @@ def minilm_problem(minilm, shares, seed=0, **options):
     ],
     ids=str,
 )
-def test_minilm_spends_the_budget(minilm, shares):
+def test_minilm_spends_the_budget(minilm, minilm_allocation, shares):
     problem = minilm_problem(minilm, shares)
-    allocation = allocate(problem)
+    allocation = minilm_allocation(**shares)
     check(problem, allocation)
     spent = {currency: allocation.rates[currency] / limit for currency, limit in problem.limits.items()}
     assert max(spent.values()) > 0.99
@@ -205,16 +212,14 @@ def test_minilm_spends_the_budget(minilm, shares):
         assert max(spent.values()) > 0.999
 
 
-def test_more_budget_loses_less(minilm):
-    losses = [
-        sum(allocate(minilm_problem(minilm, {"params": share})).distortion.values()) for share in (0.1, 0.25, 0.5, 0.75)
-    ]
+def test_more_budget_loses_less(minilm_allocation):
+    losses = [sum(minilm_allocation(params=share).distortion.values()) for share in (0.1, 0.25, 0.5, 0.75)]
     assert losses == sorted(losses, reverse=True)
 
 
-def test_same_problem_same_allocation(minilm):
-    problem = minilm_problem(minilm, {"params": 0.3, "latency": 0.5})
-    assert allocate(problem) == allocate(problem)
+def test_same_problem_same_allocation(minilm, minilm_allocation):
+    shares = {"params": 0.5, "latency": 0.5}
+    assert allocate(minilm_problem(minilm, shares)) == minilm_allocation(**shares)
 
 
 def test_whole_budget_keeps_everything(minilm):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ import networks
 from isthmus import _loader
 from isthmus.errors import BadArtifact, BadInput, IsthmusError
 from isthmus.storage.artifact import check_output, read_record, save_artifact, update_record, verify_artifact
-from isthmus.storage.files import writing
+from isthmus.storage.files import write_atomic, writing
 from isthmus.storage.narrowing import VERSION
 from isthmus.storage.stages import StageStore
 from isthmus.storage.weights import (
@@ -264,6 +265,53 @@ def test_a_failure_at_any_step_leaves_nothing(
         save_artifact(networks.tiny("bert"), tmp_path / "small", RECORD)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_write_the_same_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins and ends when the first has written all but the name."""
+    file, replace, seen = tmp_path / "statistics.json", os.replace, []
+
+    def late(partial: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        write_atomic(file, b"second")
+        assert file.read_bytes() == b"second"
+        seen.append(partial)
+        replace(partial, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    write_atomic(file, b"first")
+    assert file.read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert re.fullmatch(r"\.statistics\.json\.[0-9a-f]{8}\.partial", seen[0].name)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_file_that_could_not_be_written_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "statistics.json"
+    write_atomic(file, b"old")
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    """But not what another process may be writing, nor what belongs to another file."""
+    file = tmp_path / "a[1].json"
+    left, fresh, other = (tmp_path / f".{name}.partial" for name in ("a[1].json.0badcafe", "a[1].json.1badcafe", "a1"))
+    for path in (left, fresh, other, tmp_path / ".a1.json.0badcafe.partial"):
+        path.write_bytes(b"half")
+    for path in (left, other, tmp_path / ".a1.json.0badcafe.partial"):
+        os.utime(path, (0, 0))
+    write_atomic(file, b"whole")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted([file.name, fresh.name, other.name, ".a1.json.0badcafe.partial"])
 
 
 def test_a_disk_that_is_too_small_is_refused_beforehand(tmp_path: Path) -> None:

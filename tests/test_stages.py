@@ -41,6 +41,8 @@ def test_stages_of_other_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"effort was \(not given\)"):
         StageStore(folder, {"seed": 0, "to": "params=50%", "effort": "full"}, resume=True)
     (folder / "mine.safetensors").write_text("not a stage")
+    for left in (".recovery.partial", ".gates.stage.json.0badcafe.partial", ".stages.json.0badcafe.partial"):
+        (folder / left).write_bytes(b"left by a run that was killed")
     assert not StageStore(folder, {"seed": 1}).done("gates")
     assert [path.name for path in folder.iterdir()] == ["mine.safetensors"]
 

@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from isthmus.storage.files import write_atomic
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "networks.json", ROOT / "docs" / "networks.md"
 LIMITS = {"mask": 1e-5, "saved": 0.0, "exported": 1e-4, "vocabulary": 1e-5}
@@ -112,9 +114,7 @@ def table(results: dict[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_atomic(path, text.encode())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isthmus.measures import listed
+from isthmus.storage.files import write_atomic
 
 _PACKAGE = Path(__file__).parent
 _CLAIMS = _PACKAGE.parents[1] / "claims" / "results"
@@ -227,9 +228,7 @@ def write_docs(path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         if _START in text and _END in text:
             before, after = text.split(_START)[0], text.split(_END)[1]
-    part = path.with_name(path.name + ".part")
-    part.write_text(f"{before}{_START}\n\n{markdown(methods())}\n\n{_END}{after}", encoding="utf-8")
-    part.replace(path)
+    write_atomic(path, f"{before}{_START}\n\n{markdown(methods())}\n\n{_END}{after}".encode())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 from isthmus.cost.latency import Batch, Latency
 from isthmus.cost.predict import kept_counts
 from isthmus.cost.rates import Rate, Term, presence
+from isthmus.storage.files import write_atomic
 
 if TYPE_CHECKING:
     from isthmus.sites.site import Site
@@ -287,9 +288,7 @@ def _key(fingerprint: str, engine: str, batch: int, batches: Sequence[Batch]) ->
 
 def _write(path: Path, table: LatencyTable) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(asdict(table), indent=1) + "\n")
-    os.replace(partial, path)
+    write_atomic(path, (json.dumps(asdict(table), indent=1) + "\n").encode())
 
 
 def _read(path: Path) -> LatencyTable | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from isthmus.report.auditdata import AuditData
 from isthmus.report.auditviews import audit_page
 from isthmus.report.data import ReportData
 from isthmus.report.views import page
+from isthmus.storage.files import write_atomic
 
 
 @cache
@@ -80,16 +80,8 @@ def write_audit(data: AuditData, path: str | Path) -> None:
 
 
 def write_page(text: str, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        write_atomic(target, text.encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise BadInput(f"report {target}: {reason}; give a path in a folder that exists and can be written") from None
-    finally:
-        if part.exists():
-            part.unlink()

@@ -6,13 +6,19 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from isthmus.errors import BadInput, IsthmusError
+
+LEFT_SECONDS = 3600.0
+"""A partial file that nobody has added to for so long belongs to a process that was killed."""
 
 
 def sha256(path: Path) -> str:
@@ -42,10 +48,11 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file as a whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file as a whole or not at all; of several processes that write the same one, the last one's stays."""
+    # A name of its own. Not the process's number: containers that share a folder number theirs alike.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -53,7 +60,16 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    _remove_left(path)
     sync(path.parent)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what processes that were killed have left of a file."""
+    for left in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+        with suppress(OSError):  # another process may be quicker
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
 
 
 def _is_full(error: BaseException) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from isthmus.cost.roofline.devices import Device
 from isthmus.cost.roofline.efficiency import Curve, curves, is_product, probe_work
 from isthmus.cost.roofline.elements import BYTES
 from isthmus.cost.roofline.probes import PROBES, STREAM, Probe
+from isthmus.storage.files import write_atomic
 
 VERSION = 1
 Measure = Callable[[Sequence[Probe]], Mapping[Probe, float]]
@@ -64,7 +64,6 @@ def device_from(measured: Mapping[Probe, float], *, name: str, source: str, dtyp
 
 def _write(path: Path, device: Device) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
     data = {
         "name": device.name,
         "peaks": dict(device.peaks),
@@ -72,8 +71,7 @@ def _write(path: Path, device: Device) -> None:
         "source": device.source,
         "curves": {kind: {"rates": curve.rates, "error": curve.error} for kind, curve in device.curves.items()},
     }
-    partial.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(partial, path)
+    write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def _read(path: Path, dtype: str) -> Device | None:
