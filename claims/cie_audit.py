@@ -1,4 +1,7 @@
-"""Characterising bias in compressed models (Hooker et al. 2020): who bears what narrowing costs."""
+"""Characterising bias in compressed models (Hooker et al. 2020): who bears what narrowing costs.
+
+18 populations of five networks, and the originals of each seed: six minutes on one core.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What do compressed deep neural networks forget (Hooker et al. 2019): the examples on which populations disagree."""
+"""What do compressed deep neural networks forget (Hooker et al. 2019): the examples on which populations disagree.
+
+18 populations of five networks, and the originals of each seed: six minutes on one core.
+"""
 
 from __future__ import annotations
 
