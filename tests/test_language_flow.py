@@ -72,17 +72,18 @@ def test_narrowed_opened_and_compared(
     assert (tmp_path / "small" / "report.html").exists()
 
 
-def test_recovery_brings_it_closer(network: Network, task: Task) -> None:
+def test_recovery_brings_it_closer(network: Network) -> None:
     sites = discover(network)
     kept = {site.name: range(site.units // 2) for site in sites if site.kind == "neurons"}
     student = network.with_model(narrow_model(network.model, sites, kept))
-    probe = make_probe(network, task.train[:8])
+    texts = small.sentences(200)
+    probe = make_probe(network, texts[180:])
     before = measure_network(probe, student)
-    recipe = Recipe(steps=12, learning_rate=1e-3, batch=8, warmup=2, evaluate_every=6, precision="fp32", length=32)
-    made = recover(student, network, task.train[8:], recipe, kept=kept)
-    assert 0 < measure_network(probe, made.network) < before
+    recipe = Recipe(steps=16, learning_rate=1e-3, batch=16, warmup=2, evaluate_every=8, precision="fp32", length=32)
+    made = recover(student, network, texts[:180], recipe, kept=kept)
+    assert 0 < measure_network(probe, made.network) < 0.9 * before
     held = next(points for name, _, points in made.curves if name == "recovery: held-out divergence")
-    assert held[-1][1] < held[0][1]
+    assert 0 < held[-1][1] < held[0][1], "in nats a token, on texts that were not trained on"
 
 
 def test_projections_are_solved_with_norms_by_the_mean_square(network: Network, task: Task) -> None:
