@@ -72,10 +72,14 @@ def network(name: str, seed: int = 0) -> Network:
     family, settings = MORE.get(name) or (name, FAMILIES[name])
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+    _randomize(model, 0.1)
+    return Network(name, model, None, "tokens", False, POSITIONS)
+
+
+def _randomize(model: Any, scale: float) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return Network(name, model, None, "tokens", False, POSITIONS)
+            parameter.add_(torch.randn_like(parameter) * scale)
 
 
 def write_decoder(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
@@ -89,7 +93,9 @@ def write_decoder(folder: Path, family: str = "llama", seed: int = 0, **changes:
     pieces.train_from_iterator(small.sentences(200), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="<s>")
     ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 64}
-    decoder(family, seed, vocab_size=len(tokenizer), **{**ids, **changes}).save_pretrained(folder)
+    model = decoder(family, seed, vocab_size=len(tokenizer), **{**ids, **changes})
+    _randomize(model, 0.1)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
