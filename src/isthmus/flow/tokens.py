@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from isthmus.bottlenecks.tokens.budget import solved
 from isthmus.bottlenecks.tokens.costing import TokenCost, to_decisions, token_cost
-from isthmus.bottlenecks.tokens.narrowing import narrow_tokens, tokens_of
+from isthmus.bottlenecks.tokens.engine import narrowed
+from isthmus.bottlenecks.tokens.narrowing import narrow_tokens, reads_all, tokens_of
 from isthmus.bottlenecks.tokens.policy import TokenNarrowing
 from isthmus.bottlenecks.tokens.registry import BUDGET, parsed, scheduled, thousandths, to_data
 from isthmus.bottlenecks.tokens.schedule import WHOLE
 from isthmus.errors import BadInput
-from isthmus.examples import Example
 from isthmus.flow import record as records
 from isthmus.flow.suiting import check_suits, mean_tokens
 from isthmus.flow.verifying import compare_networks
-from isthmus.network import Network, encode
+from isthmus.network import Network
 from isthmus.plan import Plan
 from isthmus.progress import Progress, silent
+from isthmus.relevance.probe import make_probe, measure_network
 from isthmus.storage.artifact import check_output, save_artifact, update_record
 from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
 from isthmus.tasks import Task
 
 MEASURED = 64
-"""How many examples a score is measured on for a budget."""
-_BATCH = 16
+"""How many examples a loss is measured on for a budget."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def narrow_by_tokens(
     ----------
     spec : str
         ``SCORE:ACTION:SCHEDULE``, see `isthmus.bottlenecks.tokens.registry.parsed`; with ``macs=60%`` the schedule is
-        solved for on the task's examples.
+        solved for, what is lost being measured on the task's examples in nats of divergence.
     out : Path
         A folder that does not exist yet.
 
@@ -133,9 +130,11 @@ def resolved(network: Network, task: Task, cost: TokenCost, spec: str) -> TokenN
     share = thousandths(value, f"tokens {spec!r}")
     if not 0 < share < WHOLE:
         raise BadInput(f"tokens {spec!r}: a budget of {share / WHOLE:.1%}; give one between 0 and 100%")
-    batches = _batches(network, task.require_train()[:MEASURED])
-    return solved(network.model, cost, score, action, share / WHOLE * cost.whole(), batches)
+    probe = make_probe(network, list(task.require_train())[:MEASURED])
 
+    def lost(policy: TokenNarrowing) -> float:
+        tokens = cost.tokens
+        with narrowed(network.model, tokens.layers, policy, prefix=tokens.prefix, restore=reads_all(network)):
+            return max(0.0, measure_network(probe, network))
 
-def _batches(network: Network, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
-    return [encode(network, examples[start : start + _BATCH]) for start in range(0, len(examples), _BATCH)]
+    return solved(cost, score, action, share / WHOLE * cost.whole(), lost)

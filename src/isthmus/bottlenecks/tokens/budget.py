@@ -1,183 +1,174 @@
 """A schedule from a budget of multiply-accumulates: how many tokens stay after each layer, solved over all layers.
 
-What is lost after a layer is the share of the score that the tokens which are no longer there would have had, measured
-with all tokens present. At a price of a multiply-accumulate the best counts are found exactly, from the last layer to
-the first; the price is searched.
+What is lost where only so many tokens stay after a layer is measured for a few shares, one layer at a time. Tokens that
+leave later are taken to be the next in the same order: going from ``n`` to ``m`` tokens after a layer loses what ``m``
+lose there less what ``n`` do. The counts that lose least are then found for all layers together, from the last to the
+first, over how much of the budget is left; costs are rounded up to a thousandth of it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from isthmus.bottlenecks.tokens.costing import TokenCost
-from isthmus.bottlenecks.tokens.engine import scored_layers
-from isthmus.bottlenecks.tokens.held import Held
-from isthmus.bottlenecks.tokens.look import Score, Scored
+from isthmus.bottlenecks.tokens.look import Score
 from isthmus.bottlenecks.tokens.policy import Action, TokenNarrowing
 from isthmus.bottlenecks.tokens.schedule import WHOLE, Counts, Schedule, Shares
 from isthmus.errors import BadInput, UnreachableBudget
 
 Floats = NDArray[np.float64]
-_SEARCH = 60
+Measure = Callable[[TokenNarrowing], float]
+BINS = 1000
+"""Parts that a budget is divided into."""
+_COUNTS = 96  # of tokens that are tried after a layer, at most
+_TRIED = (750, 500, 250)
+_TRIED_HALVES = (833, 667, 500)
 
 
-def solved(
-    model: Any, cost: TokenCost, score: Score, action: Action, limit: float, batches: Sequence[Mapping[str, Tensor]]
-) -> TokenNarrowing:
-    """Return the policy that loses least within a budget.
+def solved(cost: TokenCost, score: Score, action: Action, limit: float, measure: Measure) -> TokenNarrowing:
+    """Return the policy that is predicted to lose least within a budget.
 
     Parameters
     ----------
-    model : transformers model
-        With all of its tokens.
     cost : TokenCost
-        Of its tokens.
+        Of a network's tokens.
     limit : float
         Multiply-accumulates of one example, scoring and acting among them.
-    batches : sequence of mappings of str to Tensor
-        Inputs that the score is measured on.
+    measure : callable
+        What a policy loses, at least 0, such as nats of divergence from the network with all tokens.
 
     Raises
     ------
     BadInput
-        If there is nothing to measure on, or tokens come back, so that what leaves one layer says nothing of the next.
+        If tokens come back, so that what leaves one layer says nothing of the next.
     UnreachableBudget
         If no policy keeps it.
     """
-    tokens = cost.tokens
     if action.layers_aside() not in (0, None):
         raise BadInput(f"tokens: {action.name} brings tokens back, which no budget follows; give a share or count")
-    if not batches:
-        raise BadInput("tokens: no examples to measure the score on; give a task that has some")
-    everywhere = Shares(tuple((layer, WHOLE) for layer in range(tokens.depth - 1)))
-    lost = lost_shares(model, TokenNarrowing(score, action, everywhere), cost, batches)
-    low, high = 0.0, 1.0
-    while _macs(cost, score, action, found := best(cost, score, action, lost, high)) > limit:
-        low, high = high, high * 8
-        if high > 8.0**_SEARCH:
-            least = _macs(cost, score, action, found) / cost.whole()
-            raise UnreachableBudget(
-                f"tokens: {limit / cost.whole():.1%} of the multiply-accumulates cannot be reached by {score.name}; "
-                f"the nearest is macs={least:.1%}"
-            )
-    for _ in range(_SEARCH):
-        middle = (low + high) / 2
-        tried = best(cost, score, action, lost, middle)
-        if _macs(cost, score, action, tried) > limit:
-            low = middle
-        else:
-            high, found = middle, tried
-    schedule = _schedule(cost, found)
-    if schedule is None:
+    if limit >= cost.whole():
         raise BadInput("tokens: the budget keeps all tokens; leave them as they are, or give less")
-    return TokenNarrowing(score, action, schedule)
+    found = best(cost, score, action, losses(cost, score, action, measure), limit)
+    if found is None:
+        least = least_macs(cost, score, action) / cost.whole()
+        raise UnreachableBudget(
+            f"tokens: {limit / cost.whole():.1%} of the multiply-accumulates cannot be reached by {score.name}; "
+            f"the nearest is macs={math.ceil(least * WHOLE) / WHOLE:.1%}"
+        )
+    return TokenNarrowing(score, action, _schedule(cost, found))
 
 
-def lost_shares(model: Any, policy: TokenNarrowing, cost: TokenCost, batches: Sequence[Mapping[str, Tensor]]) -> Floats:
-    """Return what share of the score goes where only so many tokens stay, shape ``(layers - 1, total + 1)``.
+def losses(cost: TokenCost, score: Score, action: Action, measure: Measure) -> Floats:
+    """Return what is lost where so many tokens stay after a layer, shape ``(layers - 1, total + 1)``.
 
-    Scores that are no shares are counted from the smallest one on, those of tokens that cannot leave as the largest.
+    Measured at three shares of the example's tokens, straight between them and beyond; never less for fewer tokens.
     """
     tokens = cost.tokens
-    grid = np.arange(tokens.total + 1) / tokens.total
-    sums = np.zeros((tokens.depth - 1, tokens.total + 1))
-    rows = 0
-
-    def see(layer: int, scored: Scored, held: Held) -> None:
-        nonlocal rows
-        values = scored.values.double().numpy()
-        for index, row in enumerate(values):
-            own = row if held.real is None else row[held.real[index].numpy()]
-            ranked = _weights(own[tokens.prefix :], policy.score.shares)
-            kept = np.concatenate([np.zeros(tokens.prefix + 1), np.cumsum(ranked)])
-            sums[layer] += np.interp(grid, np.arange(len(kept)) / max(1, len(kept) - 1), 1 - kept)
-        rows += len(values) if layer == 0 else 0
-
-    with torch.inference_mode(), scored_layers(model, tokens.layers, policy, tokens.prefix, see):
-        for batch in batches:
-            model(**batch)
-    return sums / max(1, rows)
+    own = tokens.total - tokens.prefix
+    counts = np.arange(tokens.total + 1) - tokens.prefix
+    shares = _TRIED_HALVES if score.halves else _TRIED
+    found = np.zeros((tokens.depth - 1, tokens.total + 1))
+    for layer in range(tokens.depth - 1):
+        lost = [0.0]
+        for share in shares:
+            policy = TokenNarrowing(score, action, Shares(((layer, share),)))
+            lost.append(max(lost[-1], measure(policy)))
+        places = [own * share / WHOLE for share in (WHOLE, *shares)]
+        slope = (lost[-1] - lost[-2]) / (places[-2] - places[-1])
+        places, lost = [*places, 0.0], [*lost, lost[-1] + slope * places[-1]]
+        found[layer] = np.interp(counts, places[::-1], lost[::-1])
+    return found
 
 
-def _weights(values: Floats, shares: bool) -> Floats:
-    """Return the scores of a row's tokens from the largest on, made to add up to 1."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return np.full(len(values), 1 / max(1, len(values)))
-    own = np.where(np.isfinite(values), values, finite.max()) - (0.0 if shares else finite.min())
-    ranked = -np.sort(-own)
-    total = ranked.sum()
-    return ranked / total if total > 0 else np.full(len(values), 1 / len(values))
-
-
-def best(cost: TokenCost, score: Score, action: Action, lost: Floats, price: float) -> tuple[int, ...]:
-    """Return how many tokens enter each layer where loss plus price times share of the cost is least.
+def best(cost: TokenCost, score: Score, action: Action, lost: Floats, limit: float) -> tuple[int, ...] | None:
+    """Return how many tokens enter each layer where the least is lost within a limit; None where nothing keeps it.
 
     Parameters
     ----------
     lost : ndarray, shape ``(layers - 1, total + 1)``
-    price : float
-        Of all multiply-accumulates of the network together.
+    limit : float
+        Multiply-accumulates of the whole network.
 
     Returns
     -------
-    tuple of int, shape ``(layers,)``
+    tuple of int, shape ``(layers,)``, or None
     """
-    tokens, whole = cost.tokens, cost.whole()
-    counts = np.arange(tokens.total + 1)
-    head = tokens.prefix + 1  # the fewest that may stay
-    ahead: Floats = np.zeros(tokens.total + 1)
+    tokens = cost.tokens
+    layers = [cost.layer(layer, tokens.total) for layer in range(tokens.depth)]
+    unit = (limit - (cost.whole() - sum(layers))) / BINS
+    if unit <= 0:
+        return None
+    fewest = tokens.prefix + 1
+    step = -(-(tokens.total - fewest) // _COUNTS) or 1
+    counts = sorted({*range(tokens.total, fewest, -step), fewest})
+    # By how many tokens enter a layer and how much of the budget is left for it and all that follow: the least loss.
+    ahead = np.full((len(counts), BINS + 1), np.inf)
+    for place, count in enumerate(counts):
+        ahead[place, math.ceil(cost.layer(tokens.depth - 1, count) / unit) :] = 0.0
     choices = []
-    for layer in range(tokens.depth - 1, -1, -1):
-        single, pair = cost.each[layer]
-        own: Floats = np.asarray(price * (single * counts + pair * counts**2) / whole, dtype=np.float64)
-        if layer == tokens.depth - 1:
-            ahead = own
-            continue
-        after = lost[layer] + ahead
-        chosen = np.zeros(tokens.total + 1, dtype=np.int64)
-        total = np.full(tokens.total + 1, np.inf)
-        for present in range(head, tokens.total + 1):
-            least = head
-            if score.halves:
-                least = max(head, present - ((present + 1) // 2 - (tokens.prefix + 1) // 2))
-            options = after[least : present + 1].copy()
-            scoring = score.macs(present, prefix=tokens.prefix, width=cost.widths[layer], head=cost.head)
-            options[:-1] += price * scoring / whole
-            options[:-1] += [
-                price * action.macs(present, one, halves=score.halves, head=cost.head) / whole
-                for one in range(least, present)
-            ]
-            place = int(np.argmin(options))
-            chosen[present], total[present] = least + place, options[place] + own[present]
-        ahead = total
+    for layer in range(tokens.depth - 2, -1, -1):
+        now = np.full_like(ahead, np.inf)
+        chosen = np.zeros(ahead.shape, dtype=np.int64)
+        for place, present in enumerate(counts):
+            for after, left in enumerate(counts[: place + 1]):
+                if score.halves and present - left > (present + 1) // 2 - (tokens.prefix + 1) // 2:
+                    continue
+                need = math.ceil((cost.layer(layer, present) + _step(cost, score, action, layer, present, left)) / unit)
+                if need > BINS:
+                    continue
+                options = ahead[after, : BINS + 1 - need] + (lost[layer, left] - lost[layer, present])
+                better = options < now[place, need:]
+                now[place, need:][better] = options[better]
+                chosen[place, need:][better] = after
+        ahead = now
         choices.append(chosen)
+    place, free = len(counts) - 1, BINS
+    if not np.isfinite(ahead[place, free]):
+        return None
     entering = [tokens.total]
-    for chosen in reversed(choices):
-        entering.append(int(chosen[entering[-1]]))
+    for layer, chosen in enumerate(reversed(choices)):
+        after = int(chosen[place, free])
+        present, left = counts[place], counts[after]
+        free -= math.ceil((cost.layer(layer, present) + _step(cost, score, action, layer, present, left)) / unit)
+        place = after
+        entering.append(left)
     return tuple(entering)
 
 
-def _macs(cost: TokenCost, score: Score, action: Action, entering: Sequence[int]) -> float:
-    schedule = _schedule(cost, entering)
-    return cost.whole() if schedule is None else cost.of_policy(TokenNarrowing(score, action, schedule))
+def least_macs(cost: TokenCost, score: Score, action: Action) -> float:
+    """Return about the fewest multiply-accumulates that a policy of a score and an action can come to."""
+    tokens = cost.tokens
+    found = [cost.whole()]
+    for steps in range(1, tokens.depth):
+        entering = [tokens.total]
+        for layer in range(tokens.depth - 1):
+            present = entering[-1]
+            most = (present + 1) // 2 - (tokens.prefix + 1) // 2 if score.halves else present
+            left = max(tokens.prefix + 1, present - most) if layer < steps else present
+            entering.append(left)
+        found.append(cost.of_policy(TokenNarrowing(score, action, _schedule(cost, entering))))
+    return min(found)
 
 
-def _schedule(cost: TokenCost, entering: Sequence[int]) -> Schedule | None:
-    """Return the schedule after which so many tokens enter each layer; None where all stay."""
+def _step(cost: TokenCost, score: Score, action: Action, layer: int, present: int, left: int) -> int:
+    """Return the multiply-accumulates of scoring and acting after a layer."""
+    if left == present:
+        return 0
+    scoring = score.macs(present, prefix=cost.tokens.prefix, width=cost.widths[layer], head=cost.head)
+    return scoring + action.macs(present, left, halves=score.halves, head=cost.head)
+
+
+def _schedule(cost: TokenCost, entering: Sequence[int]) -> Schedule:
+    """Return the schedule after which so many tokens enter each layer; fewer after one of them, at least."""
     tokens = cost.tokens
     leaving = [
         (layer, before, after) for layer, (before, after) in enumerate(itertools.pairwise(entering)) if after < before
     ]
-    if not leaving:
-        return None
     if not tokens.free:
         return Counts(tuple((layer, after) for layer, _, after in leaving))
     # Rounded down: the share is rounded up when tokens are counted.

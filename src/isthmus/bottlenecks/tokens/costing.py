@@ -52,6 +52,11 @@ class TokenCost:
         """Return the multiply-accumulates with all tokens."""
         return self.of([self.tokens.total] * self.tokens.depth)
 
+    def layer(self, layer: int, tokens: int) -> int:
+        """Return the multiply-accumulates of a layer that so many tokens enter."""
+        single, pair = self.each[layer]
+        return single * tokens + pair * tokens**2
+
     def of(self, entering: Sequence[int]) -> float:
         """Return the multiply-accumulates with so many tokens entering each layer, without scoring."""
         return float(self.rate({tokens_site(layer): float(count) for layer, count in enumerate(entering[1:])}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,16 +156,12 @@ def attach(model: Any, layers: str, policy: TokenNarrowing, *, prefix: int, rest
     """
     found = model.get_submodule(layers)
     policy.check(len(found), prefix)
-    _hook(model, found, [NarrowedTokens(policy, index, len(found), prefix, restore) for index in range(len(found))])
-
-
-def _hook(model: Any, layers: nn.ModuleList | nn.Sequential, parts: Sequence[NarrowedTokens]) -> None:
     if attached(model):
         raise BadInput("tokens: this network's are narrowed already; take the original")
     register()
     model.set_attn_implementation(NAME)
-    for layer, part in zip(layers, parts, strict=True):
-        part.hook(layer)
+    for index, layer in enumerate(found):
+        NarrowedTokens(policy, index, len(found), prefix, restore).hook(layer)
 
 
 def attached(model: nn.Module) -> dict[str, NarrowedTokens]:
@@ -186,40 +182,6 @@ def detach(model: Any, implementation: str = "sdpa") -> None:
     for path, part in attached(model).items():
         part.unhook(model.get_submodule(path))
     model.set_attn_implementation(implementation)
-
-
-class _Seen(NarrowedTokens):
-    """Shows what a score says of every layer, and leaves the tokens as they are."""
-
-    see: Callable[[int, Scored, Held], None]
-
-    def _narrowed(self, hidden: Tensor, watch: Watch) -> tuple[Tensor, Held]:
-        with torch.no_grad():
-            self.see(self.layer, self.policy.score.scored(self._look(hidden, watch)), watch.held)
-        return hidden, watch.held
-
-
-@contextmanager
-def scored_layers(
-    model: Any, layers: str, policy: TokenNarrowing, prefix: int, see: Callable[[int, Scored, Held], None]
-) -> Iterator[None]:
-    """Show what the score of a policy says after each of its schedule's layers, of all tokens, within the context.
-
-    Parameters
-    ----------
-    see : callable
-        Takes the layer, the scores and what is known of the tokens.
-    """
-    found = model.get_submodule(layers)
-    parts = [_Seen(policy, index, len(found), prefix, False) for index in range(len(found))]
-    for part in parts:
-        part.see = see
-    before = model.config._attn_implementation
-    _hook(model, found, parts)
-    try:
-        yield
-    finally:
-        detach(model, before)
 
 
 @contextmanager
