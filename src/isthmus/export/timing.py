@@ -60,7 +60,7 @@ def time_exported(
         If the process fails; with its last line.
     """
     engines = {name: engine if isinstance(engine, str) else engine[name] for name in paths}
-    for one in dict.fromkeys(engines.values()):
+    for one in dict.fromkeys([engine] if isinstance(engine, str) else engines.values()):
         find_engine(one)
     with tempfile.TemporaryDirectory(prefix="isthmus-timing-") as folder:
         _write_job(Path(folder), paths, batches, engines, rounds, threads)

@@ -21,6 +21,7 @@ from isthmus.flow.suiting import check_suits
 from isthmus.flow.verifying import bytes_on_disk, check_labels
 from isthmus.network import Network, embed
 from isthmus.progress import Progress, silent
+from isthmus.storage.rounding import rounded_inputs
 from isthmus.tasks import Task, evaluate
 from isthmus.tasks.divergence import divergence
 from isthmus.tasks.task import LIKENESS
@@ -184,7 +185,7 @@ def measure_formats(
     notes = check_suits(network, task)
     if network.pooling == "logits":
         check_labels(network, task)
-    left = {one.name: reason for one in wanted if (reason := _why_not(one, task))}
+    left = {one.name: reason for one in wanted if (reason := _why_not(one, network, task))}
     if left and formats != "all":
         raise BadInput(f"format {next(iter(left))}: {next(iter(left.values()))}")
     chosen = tuple(one for one in wanted if one.name not in left)
@@ -212,11 +213,13 @@ def measure_formats(
     )
 
 
-def _why_not(one: Format, task: Task) -> str | None:
+def _why_not(one: Format, network: Network, task: Task) -> str | None:
     try:
         check_precision(one.engine, one.precision)
     except BadInput as error:
         return str(error)
+    if one.precision != FLOAT and rounded_inputs(network.model):
+        return f"{network.name} rounds its activations itself; it runs in {FLOAT}"
     if one.precision == CALIBRATED and not task.train:
         return f"{task.name} has nothing to calibrate activations on; give a folder with train and dev files"
     return None
