@@ -36,8 +36,8 @@ def word_pieces(texts: Sequence[str], alphabet: Sequence[str], special: Sequence
     return {piece: number for number, piece in enumerate(list(pieces)[:size])}
 
 
-def write_network(folder: Path, seed: int = 0) -> Path:
-    """Write a random BERT of three layers with a WordPiece tokenizer and return its folder."""
+def write_network(folder: Path, seed: int = 0, layers: int = 3) -> Path:
+    """Write a random BERT of a few layers with a WordPiece tokenizer and return its folder."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -53,7 +53,7 @@ def write_network(folder: Path, seed: int = 0) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_attention_heads=4,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         intermediate_size=48,
         max_position_embeddings=64,
     )
