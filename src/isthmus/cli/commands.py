@@ -24,11 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(cache_commands.app, name="cache")
-app.command()(token_commands.tokens)
-app.command()(measuring_commands.formats)
-app.command()(measuring_commands.watch)
-app.command()(measuring_commands.inputs)
 
 
 def _version(wanted: bool) -> None:
@@ -489,3 +484,11 @@ def demo(
     with reporting(quiet=quiet) as progress:
         result = run(out, time=limit, progress=progress, say=print_text)
     tables.show_demo(result)
+
+
+# The commands of other files come after those of this one, in the help too.
+app.command()(token_commands.tokens)
+app.command()(measuring_commands.formats)
+app.command()(measuring_commands.inputs)
+app.command()(measuring_commands.watch)
+app.add_typer(cache_commands.app, name="cache")
