@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -114,7 +113,8 @@ def test_a_replayed_plan_gives_the_same_network(shared: Path, place: Path) -> No
 def test_an_edited_plan_is_carried_out_and_predicted_anew(shared: Path, place: Path) -> None:
     """Whoever edits a plan need not work out what it then costs."""
     data = record_of(shared / "undisturbed")["plan"]
-    neurons = {"site": "layers.0.neurons", "kind": "neurons", "bottleneck": "hand", "units": 48, "keep": "0-3"}
+    # One neuron, for that is within the budget whatever the plan has kept of them on this machine.
+    neurons = {"site": "layers.0.neurons", "kind": "neurons", "bottleneck": "hand", "units": 48, "keep": "0"}
     others = [decision for decision in data["decisions"] if decision["site"] != neurons["site"]]
     data["decisions"] = [*others, neurons]
     data["predicted"], data["original"] = {}, {}
@@ -313,12 +313,9 @@ def test_killed_and_resumed(shared: Path, place: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_write_one_artifact(place: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"]
-    command = [*launch, str(port), str(Path(__file__).with_name("quick.py")), "none", "none", "0"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, str(Path(__file__).with_name("quick.py")), "none", "none", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     small.write_text(place / "text.txt", 300)  # at least a batch for each process
     order = [*ORDER, "--time", "2min", "-o", "made"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import isthmus
+import quick
 import small
 from isthmus.errors import IsthmusError
 from isthmus.flow import recovering, solving
@@ -20,6 +21,11 @@ from isthmus.network import tokenize
 from isthmus.recovery.train import Recovered, recover
 from isthmus.relevance.probe import measure_network
 from isthmus.storage.opening import open as open_network
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick.hurry(monkeypatch.setitem, monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")
