@@ -14,7 +14,7 @@ import torch
 from isthmus.errors import BadInput
 from isthmus.zoo import lm_docs
 from isthmus.zoo.lm_docs import Recipe
-from isthmus.zoo.lm_docs_recall import KINDS, Recall, recall
+from isthmus.zoo.lm_docs_recall import KINDS, Recall, answered, recall
 from isthmus.zoo.lm_docs_text import encode, read_documents, train_tokenizer
 
 TINY = Recipe(
@@ -116,7 +116,7 @@ def test_recall_is_scored_answer_by_answer(tokenizer: Any) -> None:
     with torch.no_grad():
         again = model(torch.from_numpy(told.astype(np.int64))[None]).logits[0].argmax(-1).numpy()
     wanted = np.mean([np.array_equal(again[a - 1 : b - 1], told[a:b]) for a, b in answers])
-    assert lm_docs.answered(model, Recall(told, answers)) == wanted == 0.5
+    assert answered(model, Recall(told, answers)) == wanted == 0.5
 
 
 class Killed(Exception):
