@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ import small
 from isthmus.cli.main import main
 from isthmus.cost.latency import Latency
 from isthmus.errors import BadInput
+from isthmus.export.engines import engine_batch
 from isthmus.export.openvino import has_bfloat16, load_openvino, save_halved
 from isthmus.export.quantized import check_precision
-from isthmus.flow.formats import FORMATS, Format, FormatRow, chosen_formats, mean_cosine, recommend
+from isthmus.export.timing import time_exported
+from isthmus.flow.activations import with_rounded_inputs
+from isthmus.flow.formats import FORMATS, Format, FormatRow, chosen_formats, mean_cosine, measure_formats, recommend
 from isthmus.report.formats import render_formats
+from isthmus.storage.opening import open as open_network
+from isthmus.tasks import load_task
 
-NAMES = "openvino:float32,openvino:float16,onnxruntime:int8"
+NAMES = "openvino:float32,openvino:float16"
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +55,13 @@ def table(folder: Path) -> dict[str, Any]:
 def test_each_format_is_measured_in_its_engine(table: dict[str, Any], folder: Path) -> None:
     rows = {row["name"]: row for row in table["rows"]}
     assert list(rows) == NAMES.split(",")
-    whole, half, eighths = rows.values()
+    whole, half = rows.values()
     assert whole["similarity"] == pytest.approx(1, abs=1e-5)
     assert whole["metric"] == pytest.approx(1, abs=1e-4)
     assert half["bytes"] < 0.8 * whole["bytes"]
-    assert whole["nats"] < half["nats"] < eighths["nats"]
-    assert 0.9 < eighths["similarity"] < 1 - 1e-6
+    assert half["similarity"] == pytest.approx(1, abs=1e-3)
+    assert 0 <= whole["nats"] < 1e-4
+    assert 0 <= half["nats"] < 1e-2
     for row in rows.values():
         assert row["relative"] == pytest.approx(row["metric"] / table["metric"])
         for use, batch in (("single-stream", 1), ("batched", 32)):
@@ -62,6 +69,23 @@ def test_each_format_is_measured_in_its_engine(table: dict[str, Any], folder: Pa
             assert 0 < row["latency"][use]["low_ms"] <= row["latency"][use]["median_ms"]
     assert set(table["recommended"]) == {"single-stream", "batched"}
     assert table["recommended"]["batched"] in rows
+
+
+def test_engines_are_timed_in_one_run(tmp_path: Path) -> None:
+    """OpenVINO reads ONNX files too, so that one small file does for both."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "g.onnx")
+    engines = {"first": "openvino", "second": "onnxruntime"}
+    batches = [{"x": np.ones((2, 4), dtype=np.float32)}]
+    timed = time_exported(dict.fromkeys(engines, tmp_path / "g.onnx"), batches, engine=engines, rounds=2, threads=1)
+    assert list(timed) == list(engines)
+    assert all(one.median_ms > 0 for one in timed.values())
+    with pytest.raises(BadInput, match="did you mean onnxruntime"):
+        time_exported(dict.fromkeys(engines, tmp_path), batches, engine={**engines, "second": "onnxrunime"})
 
 
 def test_the_page_holds_every_format(table: dict[str, Any], folder: Path) -> None:
@@ -100,9 +124,6 @@ def test_cosines_are_of_rows() -> None:
 
 def test_bfloat16_is_computed_or_refused(folder: Path, tmp_path: Path) -> None:
     """A file says what it is computed in; where the processor has no bfloat16, asking for it is refused."""
-    from isthmus.export.engines import engine_batch
-    from isthmus.storage.opening import open as open_network
-
     network = open_network(folder / "tiny")
     whole = quick.export_once(network, "openvino", tmp_path)
     batch = engine_batch(network, small.sentences(8))
@@ -132,3 +153,11 @@ def test_bad_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(["formats", str(folder / "tiny"), *task, *options]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_what_cannot_be_in_a_format_is_said_before_any_work(folder: Path) -> None:
+    network, task = open_network(folder / "tiny"), load_task(f"text:{folder / 'text.txt'}")
+    with pytest.raises(BadInput, match="openvino:float16: tiny rounds its activations itself"):
+        measure_formats(with_rounded_inputs(network, 4), task, formats="openvino:float16")
+    with pytest.raises(BadInput, match=r"openvino:w8a8: .* has nothing to calibrate"):
+        measure_formats(network, replace(task, train=()), formats="openvino:w8a8")
