@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import quick
 import small
 from isthmus.cli import options
 from isthmus.cli.main import main
@@ -249,6 +250,7 @@ def test_a_network_and_a_budget_are_enough(
     within: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = (within / "text.txt").read_text().splitlines()
+    quick.hurry(monkeypatch.setitem, monkeypatch.setattr)
     monkeypatch.setattr("isthmus.tasks.reading.documentation_passages", lambda: tuple(lines))
     monkeypatch.chdir(tmp_path)
     assert (

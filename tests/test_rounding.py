@@ -12,6 +12,7 @@ from torch import nn
 
 import isthmus
 import networks
+import quick
 import small
 from isthmus import _loader
 from isthmus.errors import BadArtifact, BadInput
@@ -108,7 +109,8 @@ def test_engines_compute_what_torch_does(engine: str, tmp_path: Path) -> None:
     assert np.abs(found - rounded).mean() < 0.2 * np.abs(whole - rounded).mean()
 
 
-def test_a_budget_of_bytes_is_met_with_rounded_activations(tmp_path: Path) -> None:
+def test_a_budget_of_bytes_is_met_with_rounded_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick.hurry(monkeypatch.setitem, monkeypatch.setattr)
     network = open_network(small.write_network(tmp_path / "tiny"))
     task = isthmus.task(f"text:{small.write_text(tmp_path / 'text.txt', 90)}")
     asked = {"to": "bytes=40%", "method": "magnitude", "effort": "faster", "codes": "paretoq,finequant"}

@@ -237,6 +237,15 @@ def has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
+def saturates_int8() -> bool:
+    """Return whether sums of products of 8 bits can saturate here: on x86 without VNNI, two at a time in 16 bits."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    exact = any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return str(capabilities.get("architecture", "")) in ("x86_64", "amd64", "x86") and not exact
+
+
 def embed(
     network: Network,
     examples: Sequence[Example],

@@ -31,6 +31,7 @@ import numpy as np
 from isthmus.errors import BadInput
 from isthmus.export.engines import engine_batches, export_network, find_engine
 from isthmus.memory import give_back
+from isthmus.network import saturates_int8
 from isthmus.storage.rounding import rounded_inputs
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def export_quantized(
         else:
             from isthmus.export.quantized_onnx import quantize_onnx
 
-            written = quantize_onnx(whole, path)
+            written = quantize_onnx(whole, path, reduce_range=saturates_int8())
     gc.collect()
     give_back()
     return written

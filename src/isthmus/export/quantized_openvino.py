@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.export.openvino import FILE
 from isthmus.export.wrapper import quiet
+from isthmus.network import saturates_int8
 
 if TYPE_CHECKING:
     from isthmus.export.engines import Batch
@@ -33,8 +34,8 @@ def quantize_openvino(
 
     ``w8a8`` rounds weights symmetrically for each output and activations for each tensor, after SmoothQuant (Xiao et
     al. 2023) has moved what is hard to round in the activations, column by column, into the weights, and mends the
-    biases for what rounding shifts on average. ``int8`` and ``int4`` round weights to nearest and multiply by them in
-    floating point, or however the engine sees fit.
+    biases for what rounding shifts on average; on x86 processors without VNNI weights have 7 bits. ``int8`` and
+    ``int4`` round weights to nearest and multiply by them in floating point, or however the engine sees fit.
 
     Parameters
     ----------
@@ -68,7 +69,15 @@ def quantize_openvino(
             names = {port.get_any_name() for port in graph.inputs}
             inputs = [{name: array for name, array in batch.items() if name in names} for batch in batches]
             kind = nncf.ModelType.TRANSFORMER if transformer else None
-            quantized = nncf.quantize(graph, nncf.Dataset(inputs), model_type=kind, subset_size=len(inputs))
+            # Half of the range for weights, where sums of whole ones could saturate.
+            fix = nncf.OverflowFix.ENABLE if saturates_int8() else None
+            quantized = nncf.quantize(
+                graph,
+                nncf.Dataset(inputs),
+                model_type=kind,
+                subset_size=len(inputs),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+            )
         else:
             quantized = nncf.compress_weights(graph, **_weight_options(nncf, precision, group))
         path.parent.mkdir(parents=True, exist_ok=True)
