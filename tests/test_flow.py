@@ -318,7 +318,7 @@ def test_two_processes_write_one_artifact(place: Path) -> None:
     command = [*launch, str(Path(__file__).with_name("quick.py")), "none", "none", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     small.write_text(place / "text.txt", 300)  # at least a batch for each process
-    order = [*ORDER, "--time", "2min", "-o", "made"]
+    order = [*ORDER, "--method", "magnitude", "-o", "made"]
     ran = subprocess.run(
         [*command, *order], cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
