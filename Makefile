@@ -4,15 +4,17 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts tests docs claims bench networks fuzz clean
+.PHONY: help setup demo test lint types contracts tests long docs claims bench networks fuzz clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 20
 
+# constraints.txt names everything that is needed, so nothing has to be resolved, which takes longer than installing it.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r constraints.txt -e .
+	@$(BIN)/python -m pip check --disable-pip-version-check
 	@touch $@
 
 setup: $(STAMP)  ## the environment, in .venv
@@ -34,7 +36,10 @@ contracts: $(STAMP)
 
 # One thread a worker: two workers on two cores would otherwise get in each other's way.
 tests: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not long"
+
+long: $(STAMP)  ## the longest tests, which make test leaves out (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long
 
 docs: $(STAMP)  ## the tables in docs/, from the methods and the results of their claims
 	$(BIN)/python -m isthmus.methods docs/methods.md
