@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import quick
 import small
 from isthmus.cli.main import main
 from isthmus.cost.latency import Latency
 from isthmus.errors import BadInput
-from isthmus.export.engines import engine_batch
+from isthmus.export.engines import engine_batch, export_network
 from isthmus.export.openvino import has_bfloat16, load_openvino, save_halved
 from isthmus.export.quantized import check_precision
 from isthmus.export.timing import time_exported
 from isthmus.flow.activations import with_rounded_inputs
 from isthmus.flow.formats import FORMATS, Format, FormatRow, chosen_formats, mean_cosine, measure_formats, recommend
+from isthmus.network import Network
 from isthmus.report.formats import render_formats
+from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
 from isthmus.tasks import load_task
 
@@ -37,12 +40,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@cache
+def _exports() -> tuple[tempfile.TemporaryDirectory[str], dict[tuple[str, str], Path]]:
+    return tempfile.TemporaryDirectory(prefix="isthmus-exports-"), {}
+
+
+def export_once(network: Network, engine: str, _: Path) -> Path:
+    """Export a network to an engine, once in a process for the same weights: it takes most of the time here."""
+    folder, found = _exports()
+    key = (fingerprint(network), engine)
+    if key not in found:
+        found[key] = export_network(network, engine, Path(folder.name) / str(len(found)))
+    return found[key]
+
+
 @pytest.fixture(scope="module")
 def table(folder: Path) -> dict[str, Any]:
     capture = pytest.MonkeyPatch()
     written: list[str] = []
     capture.setattr("isthmus.cli.measuring_commands.print_text", written.append)
-    capture.setattr("isthmus.flow.formats.export_network", quick.export_once)
+    capture.setattr("isthmus.flow.formats.export_network", export_once)
     options = ["--task", f"text:{folder / 'text.txt'}", "--formats", NAMES, "--threads", "1", "--keep", "90%"]
     try:
         assert main(["formats", str(folder / "tiny"), *options, "-o", str(folder / "page.html"), "--json", "-q"]) == 0
@@ -125,7 +142,7 @@ def test_cosines_are_of_rows() -> None:
 def test_bfloat16_is_computed_or_refused(folder: Path, tmp_path: Path) -> None:
     """A file says what it is computed in; where the processor has no bfloat16, asking for it is refused."""
     network = open_network(folder / "tiny")
-    whole = quick.export_once(network, "openvino", tmp_path)
+    whole = export_once(network, "openvino", tmp_path)
     batch = engine_batch(network, small.sentences(8))
     half, brain = (
         load_openvino(save_halved(whole, tmp_path / computes, computes), 1)(batch).copy()
