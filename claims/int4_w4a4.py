@@ -1,13 +1,11 @@
 """INT4 weights and activations (Wu et al. 2023): an encoder bears both once it is distilled, narrowed or not.
 
 9 points of 150 steps, each about four minutes on one core, after a network at half its parameters is made (ten
-minutes, kept for the next run): three quarters of an hour. Weights alone are a point of the claim `paretoq` too, and
-are not trained again where that has been run.
+minutes, kept for the next run): three quarters of an hour.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,23 +38,11 @@ class Rounding(Trainer):
     ----------
     half : Workbench or None
         With the narrowed network in the place of the original, from which it is then distilled.
-
-    Attributes
-    ----------
-    known : mapping of (str, int) to Outcome
-        By code and seed, what training with weights alone has come to elsewhere.
     """
 
-    def __init__(
-        self,
-        bench: Workbench,
-        half: Workbench | None,
-        *,
-        steps: int = STEPS,
-    ) -> None:
+    def __init__(self, bench: Workbench, half: Workbench | None, *, steps: int = STEPS) -> None:
         super().__init__(bench, steps=steps)
         self.half = None if half is None else Rounding(half, None, steps=steps)
-        self.known: Mapping[tuple[str, int], Outcome] = {}
 
     def student(self, arm: Arm) -> Network:
         """Return a copy of the original, with rounded activations where the arm has them."""
@@ -66,9 +52,6 @@ class Rounding(Trainer):
         """Run one point, on the network that its arm is about."""
         if self.half is not None and arm.label.endswith(OF_HALF):
             return self.half.measure(arm, point, observe)
-        found = self.known.get((arm.spec(point.level), point.seed)) if arm.label == WEIGHTS else None
-        if found is not None:
-            return {**found, "arm": arm.label, **_observe(self, arm, point, {})}
         return super().measure(arm, point, observe)
 
 
@@ -162,15 +145,6 @@ CLAIM = Claim(
 )
 
 
-def trained_elsewhere(record: Mapping[str, Any], path: Path) -> dict[tuple[str, int], Outcome]:
-    """Return by code and seed the points of a result that were trained on the same network, texts and versions."""
-    if not path.exists():
-        return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    alike = found.get("record") == json.loads(json.dumps(record))
-    return {(one["spec"], int(one["seed"])): one for one in found.get("points", []) if alike}
-
-
 def narrowed(bench: Workbench, cache: Path | None, *, effort: str = "faster") -> Network:
     """Return the original at half its parameters, made once."""
     folder = None if cache is None else cache / f"half-{effort}"
@@ -192,5 +166,4 @@ def run(
     """Train and measure the points that ``out`` lacks, and return the verdict; ``cache`` keeps the narrowed network."""
     half = replace(narrowed(bench, cache), name=f"{bench.network.name} at half")
     trainer = Rounding(bench, Workbench(half, bench.task, cache=cache, say=say), steps=QUICK if quick else STEPS)
-    trainer.known = trained_elsewhere(trainer.record(), out.with_name("paretoq.json"))
     return coding.run(CLAIM, trainer, out, seeds=seeds, quick=quick, say=say)

@@ -27,7 +27,11 @@ LONG = (
     "test_solving.py::test_what_was_solved_still_keeps_a_budget_of_bytes[paretoq,finequant]",
     "test_tasks.py::test_all_documentation_is_read",
 )
-"""What takes ten seconds or more and is a larger case of what other tests hold as well."""
+"""What takes ten seconds or more: larger cases of what other tests hold as well, and six that stand alone.
+
+Alone stand what a benchmark or a claim prepares, the command ``doctor``, an original in half precision, and that two
+processes end with the weights of one: ``make long`` before a change of these.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,9 +18,7 @@ from claims.int4_w4a4 import (
     composed,
     narrowed,
     negligible,
-    trained_elsewhere,
 )
-from claims.paretoq import CLAIM as PARETOQ
 from claims.vtrans import FAILS, HOLDS, MIXED, UNTESTED
 
 from isthmus.sites import discover, narrow_model
@@ -75,25 +73,6 @@ def test_points(tmp_path: Path) -> None:
     assert points[BOTH + OF_HALF]["parameters"] < points[BOTH]["parameters"]
     # Rounding adds to what is lost before training, and what the narrowed network loses is its own.
     assert len({one["before"] for one in points.values()}) == len(arms)
-
-
-def test_weights_alone_are_not_trained_twice(tmp_path: Path) -> None:
-    own = bench()
-    trainer = Rounding(own, None, steps=2)
-    arms = {arm.label: arm for arm in CLAIM.arms}
-    theirs = next(arm for arm in PARETOQ.arms if arm.label == "paretoq")
-    spec = theirs.spec(4.0)
-    known = {"spec": spec, "seed": 1, "arm": "paretoq", "level": 4.0, "nats": 0.5}
-    path = tmp_path / "paretoq.json"
-    assert trained_elsewhere(trainer.record(), path) == {}
-    path.write_text(json.dumps({"record": {**trainer.record(), "steps": 3}, "points": [known]}))
-    assert trained_elsewhere(trainer.record(), path) == {}
-    path.write_text(json.dumps({"record": trainer.record(), "points": [known]}))
-    trainer.known = trained_elsewhere(trainer.record(), path)
-    found = trainer.measure(arms[WEIGHTS], Point(WEIGHTS, 4.0, 1))
-    assert (found["nats"], found["arm"]) == (0.5, WEIGHTS)
-    for arm, seed in ((arms[WEIGHTS], 0), (arms[BOTH], 1)):  # another seed, and another arm with the same code
-        assert trainer.measure(arm, Point(arm.label, 4.0, seed))["nats"] != 0.5
 
 
 def test_the_narrowed_network_is_made_once(tmp_path: Path) -> None:
