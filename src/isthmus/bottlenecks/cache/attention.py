@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from isthmus.bottlenecks.attention import register_attention, stock
 from isthmus.errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,11 +43,7 @@ class Part:
 
 def register() -> None:
     """Make the attention function known to transformers; a second time changes nothing."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, cached_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    register_attention(NAME, cached_attention)
 
 
 def cached_attention(
@@ -86,14 +83,6 @@ def cached_attention(
                 " use the full cache"
             )
     return layer.attend(module, query, key, value, attention_mask, scaling, kwargs), None
-
-
-def stock(*arguments: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """Call transformers' own attention function."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    out: tuple[Tensor, None] = sdpa_attention_forward(*arguments, **kwargs)
-    return out
 
 
 def grouped(query: Tensor, heads: int) -> Tensor:

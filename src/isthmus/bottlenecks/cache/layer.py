@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
+from isthmus.bottlenecks.attention import stock
 from isthmus.bottlenecks.cache import seeing, settling
-from isthmus.bottlenecks.cache.attention import MARK, grouped, stock
+from isthmus.bottlenecks.cache.attention import MARK, grouped
 from isthmus.bottlenecks.cache.codes.plain import Plain
 from isthmus.bottlenecks.cache.history import History
 from isthmus.bottlenecks.cache.reading.reader import Reads

@@ -23,7 +23,8 @@ from isthmus.bottlenecks.cache.selection.snapkv import SnapKv
 from isthmus.bottlenecks.cache.selection.window import Window
 from isthmus.bottlenecks.cache.selection.zipvl import ZipVl
 from isthmus.bottlenecks.cache.setting import CacheSetting
-from isthmus.errors import BadInput, unknown
+from isthmus.bottlenecks.named import made, named
+from isthmus.errors import BadInput
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
     one.name: one
@@ -45,20 +46,20 @@ READERS: dict[str, Callable[..., Reader]] = {one.name: one for one in (Recycled,
 
 def selector(name: str, **options: Any) -> Selector:
     """Return a selector by name, with its options; `BadInput` if there is none of that name."""
-    made: Selector = _made("selector of a cache", name, SELECTORS, options)
-    return made
+    found: Selector = made("selector of a cache", name, SELECTORS, options)
+    return found
 
 
 def code(name: str, **options: Any) -> Code:
     """Return a code by name, with its options; `BadInput` if there is none of that name."""
-    made: Code = _made("code of a cache", name, CODES, options)
-    return made
+    found: Code = made("code of a cache", name, CODES, options)
+    return found
 
 
 def reader(name: str, **options: Any) -> Reader:
     """Return a reader by name, with its options; `BadInput` if there is none of that name."""
-    made: Reader = _made("reader of a cache", name, READERS, options)
-    return made
+    found: Reader = made("reader of a cache", name, READERS, options)
+    return found
 
 
 def to_data(setting: CacheSetting) -> dict[str, Any]:
@@ -94,26 +95,11 @@ def from_data(data: dict[str, Any]) -> CacheSetting:
     if not isinstance(data, dict) or set(data) != known:
         raise BadInput(f"cache setting: its keys are to be {', '.join(sorted(known))}; write it with to_data")
     return CacheSetting(
-        selector=selector(**_named(data["selector"])),
-        codes=tuple(code(**_named(one)) for one in data["codes"]),
-        reader=None if data["reader"] is None else reader(**_named(data["reader"])),
+        selector=selector(**named(data["selector"], "cache setting")),
+        codes=tuple(code(**named(one, "cache setting")) for one in data["codes"]),
+        reader=None if data["reader"] is None else reader(**named(data["reader"], "cache setting")),
         entries=data["entries"],
         sinks=data["sinks"],
         recent=data["recent"],
         block=data["block"],
     )
-
-
-def _named(data: Any) -> dict[str, Any]:
-    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
-        raise BadInput("cache setting: a method without a name; write it with to_data")
-    return data
-
-
-def _made(what: str, name: str, known: dict[str, Any], options: dict[str, Any]) -> Any:
-    if name not in known:
-        raise unknown(what, name, known)
-    try:
-        return known[name](**options)
-    except TypeError as error:
-        raise BadInput(f"cache: {name} does not take these options ({error}); see its docstring") from None

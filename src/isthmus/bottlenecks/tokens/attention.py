@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from isthmus.bottlenecks.attention import register_attention, stock
 from isthmus.bottlenecks.tokens.held import Held
 
 NAME = "isthmus_tokens"
@@ -40,11 +41,7 @@ class Watch:
 
 def register() -> None:
     """Make the attention function known to transformers; a second time changes nothing."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, watched_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    register_attention(NAME, watched_attention)
 
 
 def watched_attention(
@@ -68,13 +65,8 @@ def watched_attention(
     -------
     tuple of Tensor, shape ``(B, n, H, d)``, and None
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     watch: Watch | None = kwargs.pop(WATCH, None)
     if watch is not None and watch.wanted:
         watch.query, watch.key = query.detach(), key.detach()
         watch.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **kwargs
-    )
-    return out
+    return stock(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

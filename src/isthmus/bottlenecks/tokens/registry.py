@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from isthmus.bottlenecks.named import made, named
 from isthmus.bottlenecks.tokens.actions.drop import Drop
 from isthmus.bottlenecks.tokens.actions.merge import Merge
 from isthmus.bottlenecks.tokens.actions.pause import Finalize, Pause
@@ -34,14 +35,14 @@ _FORM = "SCORE:ACTION:share=70%@3,6,9 (or count=100@3,60@6, mass=95%@3,6, macs=6
 
 def score(name: str, **options: Any) -> Score:
     """Return a score by name, with its options; `BadInput` if there is none of that name."""
-    made: Score = _made("score of tokens", name, SCORES, options)
-    return made
+    found: Score = made("score of tokens", name, SCORES, options)
+    return found
 
 
 def action(name: str, **options: Any) -> Action:
     """Return an action by name, with its options; `BadInput` if there is none of that name."""
-    made: Action = _made("action on tokens", name, ACTIONS, options)
-    return made
+    found: Action = made("action on tokens", name, ACTIONS, options)
+    return found
 
 
 def to_data(policy: TokenNarrowing) -> dict[str, Any]:
@@ -63,11 +64,11 @@ def from_data(data: Any) -> TokenNarrowing:
     """
     if not isinstance(data, Mapping) or set(data) != {"score", "action", "schedule"}:
         raise BadInput("tokens: not a policy; write it with to_data")
-    parts = [dict(_named(data[part])) for part in ("score", "action")]
+    parts = [named(data[part], "tokens") for part in ("score", "action")]
     return TokenNarrowing(
         score(parts[0].pop("name"), **_plain(parts[0])),
         action(parts[1].pop("name"), **_plain(parts[1])),
-        _schedule(_named(data["schedule"])),
+        _schedule(named(data["schedule"], "tokens")),
     )
 
 
@@ -168,12 +169,6 @@ def _schedule(data: Mapping[str, Any]) -> Schedule:
     return Counts(read) if name == Counts.name else Shares(read)
 
 
-def _named(data: Any) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
-        raise BadInput("tokens: a part of a policy without a name; write it with to_data")
-    return data
-
-
 def _plain(options: Mapping[str, Any]) -> Mapping[str, Any]:
     for name, value in options.items():
         if type(value) not in (int, float, bool):
@@ -194,12 +189,3 @@ def _name(text: str) -> tuple[str, dict[str, Any]]:
         except ValueError:
             raise BadInput(f"tokens: option {pair!r} of {match[1]} is no number") from None
     return match[1], options
-
-
-def _made(what: str, name: str, known: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise unknown(what, name, known)
-    try:
-        return known[name](**options)
-    except TypeError as error:
-        raise BadInput(f"tokens: {name} does not take these options ({error}); see its docstring") from None
