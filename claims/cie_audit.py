@@ -130,7 +130,7 @@ TRIALS = Trials(
         f"{GROUP}: the minority. Populations of {NETWORKS} networks of two hidden layers; units of least magnitude are "
         f"taken out of both, and what is left is trained for {EPOCHS_AFTER} epochs. Accuracy on exemplars is that of a "
         f"sixth original. Damage by slice as `isthmus audit` measures it. `{AGAIN}` says how much of that is chance, "
-        f"`{SMALL}` what networks of the same small shape do."
+        f"`{SMALL}` what networks of the same small shape do, trained for as many epochs in all."
     ),
     arms=ARMS,
     seeds=(0, 1, 2),

@@ -148,7 +148,7 @@ TRIALS = Trials(
         f"what is left is trained for {EPOCHS_AFTER} epochs. Exemplars: the modal class of the population differs from "
         "the originals'. Accuracy on them is that of a sixth original. Wrong labels are looked for among the images "
         f"that were trained on. `{AGAIN}` says how much of that is chance, `{SMALL}` what networks of the same small "
-        "shape do."
+        "shape do, trained for as many epochs in all."
     ),
     arms=ARMS,
     seeds=(0, 1, 2),

@@ -122,10 +122,10 @@ def trained(model: nn.Module, examples: Examples, epochs: int, seed: int) -> nn.
     return model.eval()
 
 
-def fresh(examples: Examples, seed: int, hidden: tuple[int, int] | None = None) -> nn.Module:
+def fresh(examples: Examples, seed: int, hidden: tuple[int, int] | None = None, epochs: int = EPOCHS) -> nn.Module:
     """Return a model trained from weights drawn by seed."""
     torch.manual_seed(seed)
-    return trained(Classifier(hidden or (HIDDEN, HIDDEN)), examples, EPOCHS, seed)
+    return trained(Classifier(hidden or (HIDDEN, HIDDEN)), examples, epochs, seed)
 
 
 def narrowed(model: nn.Module, share: float) -> nn.Module:
@@ -188,7 +188,8 @@ def population(plant: Plant, point: Point) -> tuple[nn.Module, ...]:
         return tuple(fresh(first.data.train, seed) for seed in seeds)
     if point.arm == SMALL:
         hidden = widths(narrowed(first.models[0], point.level))
-        return tuple(fresh(first.data.train, seed, hidden) for seed in seeds)
+        # As many epochs as narrowed ones have had before and after the cut.
+        return tuple(fresh(first.data.train, seed, hidden, EPOCHS + EPOCHS_AFTER) for seed in seeds)
     return tuple(
         trained(narrowed(model, point.level), first.data.train, EPOCHS_AFTER, seed)
         for model, seed in zip(first.models, seeds, strict=True)

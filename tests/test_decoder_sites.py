@@ -12,12 +12,10 @@ import torch
 from torch import nn
 
 import decoders
-from isthmus.cost.measure import count_parameters, measure_macs
-from isthmus.cost.predict import bytes_rate, kept_counts, macs_rate, parameter_rate, predicted_shapes, saved_tensors
+import proofs
 from isthmus.doctor import checks
 from isthmus.network import Network
 from isthmus.sites import Site, Survey, narrow_model, survey
-from isthmus.sites.inputs import random_inputs
 from isthmus.sites.norms import gated_rms_norm, rms_epsilon
 
 FULL = {"width": 1, "layers": 1, "heads": 2, "neurons": 2}
@@ -38,13 +36,9 @@ def surveyed(name: str) -> tuple[Network, Survey]:
     return network, survey(network)
 
 
-def some(found: tuple[Site, ...], seed: int) -> dict[str, list[int]]:
-    """Keep at random between half and all but one of the units of every site; of the layers not the first."""
-    generator = np.random.default_rng(seed)
-    kept = {}
-    for site in found:
-        count = int(generator.integers(max(site.minimum, site.units // 2), site.units))
-        kept[site.name] = sorted(generator.permutation(site.units)[:count].tolist())
+def some(found: tuple[Site, ...], seed: int) -> proofs.Kept:
+    """Keep some units of every site; of the layers not the first."""
+    kept = proofs.some(found, seed)
     return {**kept, "layers": [1]} if "layers" in kept else kept
 
 
@@ -64,28 +58,13 @@ def test_mask_equals_removal(name: str) -> None:
 def test_saved_equals_loaded_and_goes_on_alike(name: str) -> None:
     """Opened again it gives the same logits, and generates with its cache what the narrowed one finds likeliest."""
     network, found = surveyed(name)
-    kept = some(found.sites, 1)
-    narrow = checks.narrowed(network, found.sites, kept)
-    assert count_parameters(narrow.model) < count_parameters(network.model)
-    assert checks.saved_error(network, narrow, kept, np.random.default_rng(0)) == 0.0
+    proofs.check_saved_equals_loaded(network, found, some(found.sites, 1))
 
 
 @pytest.mark.parametrize("name", decoders.NAMES)
 def test_predicted_equals_measured(name: str) -> None:
     network, found = surveyed(name)
-    inputs = random_inputs(network)
-    params, size = parameter_rate(network.model, found.sites), bytes_rate(network.model, found.sites)
-    macs = macs_rate(network.model, found.sites, 12, inputs)
-    for kept in ({}, some(found.sites, 2)):
-        counts = kept_counts(found.sites, kept)
-        narrow = narrow_model(network.model, found.sites, kept)
-        saved = saved_tensors(narrow)
-        assert params(counts) == count_parameters(narrow)
-        assert size(counts) == sum(tensor.numel() * tensor.element_size() for tensor in saved.values())
-        assert macs(counts) == pytest.approx(measure_macs(narrow, inputs), abs=0.5)
-        assert predicted_shapes(network.model, found.sites, kept) == {
-            key: tuple(tensor.shape) for key, tensor in saved.items()
-        }
+    proofs.check_predicted_equals_measured(network, found, some(found.sites, 2))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

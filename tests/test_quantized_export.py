@@ -210,3 +210,27 @@ def test_reduced_range_takes_seven_bits(tmp_path):
         path = quantize_onnx(tmp_path / "whole.onnx", tmp_path / str(reduce), reduce_range=reduce)
         held = {one.name: numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer}
         assert np.abs(held["w_quantized"].astype(int)).max() == largest
+
+
+@pytest.mark.parametrize(
+    ("architecture", "has", "saturates"),
+    [("x86_64", (), True), ("x86_64", ("avx512_vnni",), False), ("x86_64", ("avx_vnni",), False),
+     ("x86_64", ("amx_int8",), False), ("aarch64", (), False)],
+)  # fmt: skip
+def test_which_processors_saturate(architecture, has, saturates, monkeypatch):
+    found = {"architecture": architecture, "avx2": True, **dict.fromkeys(has, True)}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found)
+    assert saturates_int8() is saturates
+
+
+@pytest.mark.parametrize(("saturates", "largest"), [(True, 64), (False, 127)])
+def test_where_products_saturate_weights_have_seven_bits(network, tmp_path, monkeypatch, saturates, largest):
+    import onnx
+
+    monkeypatch.setattr("isthmus.export.quantized.saturates_int8", lambda: saturates)
+    graph = onnx.load(str(export_quantized(network, "onnxruntime", "int8", [], tmp_path))).graph
+    linear = {tuple(one.weight.T.shape) for one in network.model.modules() if isinstance(one, nn.Linear)}
+    arrays = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    held = [array for name, array in arrays.items() if name.endswith("_quantized") and array.shape in linear]
+    assert held
+    assert max(np.abs(one.astype(int)).max() for one in held) == largest

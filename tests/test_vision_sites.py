@@ -11,23 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import proofs
 import visions
 from isthmus import doctor, sites
-from isthmus.cost.measure import count_parameters, measure_macs
 from isthmus.cost.predict import (
-    bytes_rate,
     example_inputs,
-    kept_counts,
-    macs_rate,
-    parameter_rate,
-    predicted_shapes,
-    saved_tensors,
 )
 from isthmus.doctor import checks
 from isthmus.errors import BadInput, UnsupportedNetwork
 from isthmus.network import ImageInput, Network
 from isthmus.sites import Site, Survey, closed_values, discover, gated, narrow_model, survey
 from isthmus.sites.inputs import random_inputs
+from proofs import some
 
 ALL = (*visions.NAMES, *visions.MODULES)
 
@@ -36,16 +31,6 @@ ALL = (*visions.NAMES, *visions.MODULES)
 def surveyed(name: str) -> tuple[Network, Survey]:
     network = visions.network(name)
     return network, survey(network)
-
-
-def some(found: tuple[Site, ...], seed: int) -> dict[str, list[int]]:
-    """Keep between half and all but one of the units of every site."""
-    generator = np.random.default_rng(seed)
-    kept = {}
-    for site in found:
-        count = int(generator.integers(max(site.minimum, site.units // 2), site.units))
-        kept[site.name] = sorted(generator.permutation(site.units)[:count].tolist())
-    return kept
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -67,28 +52,13 @@ def test_mask_equals_removal(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_saved_equals_loaded(name: str) -> None:
     network, found = surveyed(name)
-    kept = some(found.sites, 1)
-    narrow = checks.narrowed(network, found.sites, kept)
-    assert count_parameters(narrow.model) < count_parameters(network.model)
-    assert checks.saved_error(network, narrow, kept, np.random.default_rng(0)) == 0.0
+    proofs.check_saved_equals_loaded(network, found, some(found.sites, 1))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_predicted_equals_measured(name: str) -> None:
     network, found = surveyed(name)
-    inputs = random_inputs(network)
-    params, size = parameter_rate(network.model, found.sites), bytes_rate(network.model, found.sites)
-    macs = macs_rate(network.model, found.sites, 12, inputs)
-    for kept in ({}, some(found.sites, 2)):
-        counts = kept_counts(found.sites, kept)
-        narrow = narrow_model(network.model, found.sites, kept)
-        saved = saved_tensors(narrow)
-        assert params(counts) == count_parameters(narrow)
-        assert size(counts) == sum(tensor.numel() * tensor.element_size() for tensor in saved.values())
-        assert macs(counts) == pytest.approx(measure_macs(narrow, inputs), abs=0.5)
-        assert predicted_shapes(network.model, found.sites, kept) == {
-            key: tuple(tensor.shape) for key, tensor in saved.items()
-        }
+    proofs.check_predicted_equals_measured(network, found, some(found.sites, 2))
 
 
 KINDS: dict[str, dict[str, int]] = {

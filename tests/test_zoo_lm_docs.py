@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from isthmus.errors import BadInput
+from isthmus.tasks.recall import KINDS, Recall, answered, recall
 from isthmus.zoo import lm_docs
 from isthmus.zoo.lm_docs import Recipe
-from isthmus.zoo.lm_docs_recall import KINDS, Recall, answered, recall
 from isthmus.zoo.lm_docs_text import encode, read_documents, train_tokenizer
 
 TINY = Recipe(

@@ -71,7 +71,7 @@ def watch(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="What a training writes its checkpoints into.", show_default=False)
     ],
-    task: options.TaskSpec = None,
+    task: options.GivenTask = None,
     at: Annotated[
         str | None,
         typer.Option("--at", metavar="MODULE,...", help="Which modules.", show_default="four blocks, first to last"),
@@ -138,7 +138,7 @@ def watch(
 
 def inputs(
     models: options.Models,
-    task: options.TaskSpec = None,
+    task: options.GivenTask = None,
     codecs: Annotated[str, typer.Option("--codecs", metavar="NAME,...", help="jpeg and webp.")] = "jpeg,webp",
     qualities: Annotated[
         str, typer.Option("--qualities", metavar="N,...", help="Of each codec, 1 to 100.")

@@ -28,15 +28,10 @@ Model = Annotated[
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="Networks; the first is what they are held against.")
 ]
-TaskSpec = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        metavar="TASK",
-        help="What the network is for: text:, lm:, sts:, classify: or images:PATH, or documentation.",
-        show_default="documentation",
-    ),
-]
+_TASK = "What the network is for: text:, lm:, sts:, classify: or images:PATH, or documentation."
+TaskSpec = Annotated[str | None, typer.Option("--task", metavar="TASK", help=_TASK, show_default="documentation")]
+GivenTask = Annotated[str | None, typer.Option("--task", metavar="TASK", help=_TASK)]
+"""Where what it is for is not guessed."""
 To = Annotated[str | None, typer.Option("--to", metavar="BUDGET", help="The budget: params=50%,latency=0.5x.")]
 Keep = Annotated[str | None, typer.Option("--keep", metavar="SHARE", help="The floor of quality: 98%.")]
 Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Relevance; see isthmus methods.")]

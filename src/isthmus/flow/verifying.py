@@ -21,9 +21,9 @@ from isthmus.network import Network, embed
 from isthmus.progress import Progress, silent
 from isthmus.storage.weights import predicted_bytes, saved_shapes, weight_bytes
 from isthmus.tasks import Metric, Task, evaluate
+from isthmus.tasks.recall import SHORTEST as SHORTEST_RECALL
+from isthmus.tasks.recall import recalled
 from isthmus.tasks.task import LIKENESS
-from isthmus.zoo.lm_docs_recall import SHORTEST as SHORTEST_RECALL
-from isthmus.zoo.lm_docs_recall import recalled
 
 
 def measure_quality(

@@ -2,7 +2,7 @@
 
 Run ``python -m isthmus.zoo.lm_docs -o FOLDER``; a run that was stopped, however hard, goes on where it last saved.
 Grouped-query attention (4 heads over 2), rotary positions, 8 layers of width 256, byte pairs of its own; 8.4 million
-parameters. Three batches in ten hold recall lines (`isthmus.zoo.lm_docs_recall`). Text comes from the user.
+parameters. Three batches in ten hold recall lines (`isthmus.tasks.recall`). Text comes from the user.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from isthmus.progress import Progress, silent
 from isthmus.storage.files import canonical
 from isthmus.storage.packing import pack, unpack
 from isthmus.storage.stages import StageStore
-from isthmus.zoo.lm_docs_recall import KINDS, Kind, recall, recalled
+from isthmus.tasks.recall import KINDS, Kind, recall, recalled
 from isthmus.zoo.lm_docs_text import (
     VOCABULARY,
     Documents,

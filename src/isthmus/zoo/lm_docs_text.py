@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from isthmus.errors import BadInput
-
-Ids = npt.NDArray[np.int32]
+from isthmus.tasks.recall import Ids
 
 FILES = ("text/peps.txt", "text/eips.txt")
 VOCABULARY = 8192

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from isthmus.errors import BadInput
-from isthmus.zoo.lm_docs_text import Ids
 
+Ids = npt.NDArray[np.int32]
 Kind = Literal["pairs", "copies", "needles"]
 KINDS: tuple[Kind, ...] = ("pairs", "copies", "needles")
 SHORTEST = 128
