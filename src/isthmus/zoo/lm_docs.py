@@ -27,7 +27,7 @@ from isthmus.progress import Progress, silent
 from isthmus.storage.files import canonical
 from isthmus.storage.packing import pack, unpack
 from isthmus.storage.stages import StageStore
-from isthmus.tasks.recall import KINDS, Kind, recall, recalled
+from isthmus.tasks.recall import KINDS, Ids, Kind, recall, recalled
 from isthmus.zoo.lm_docs_text import (
     VOCABULARY,
     Documents,
