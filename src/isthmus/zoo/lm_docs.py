@@ -31,7 +31,6 @@ from isthmus.tasks.recall import KINDS, Ids, Kind, recall, recalled
 from isthmus.zoo.lm_docs_text import (
     VOCABULARY,
     Documents,
-    Ids,
     default_files,
     encode,
     read_documents,
