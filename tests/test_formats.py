@@ -152,7 +152,8 @@ def test_bfloat16_is_computed_or_refused(folder: Path, tmp_path: Path) -> None:
     assert 0 < np.abs(half - original).max() < 0.01
     if has_bfloat16():
         check_precision("openvino", "bfloat16")
-        assert np.abs(brain - original).max() > 2 * np.abs(half - original).max()
+        # The same weights, so what differs is the arithmetic: far more than float32's 1e-7.
+        assert 1e-5 < np.abs(brain - half).max() < 0.01
     else:
         assert np.array_equal(half, brain)
         with pytest.raises(BadInput, match=r"does not multiply it.*give float16"):
