@@ -52,8 +52,10 @@ GOALS = {
     "5mb": Goal("bytes=5MB", 0.985),
     "3mb": Goal("bytes=3MB", 0.965),
     "quarter-latency": Goal("latency=25%", 0.97, ("--precision", "w8a8")),
+    "sixth-latency": Goal("latency=18%", 0.97, ("--precision", "w8a8")),
 }
-LATENCIES = {"latency": 0.5, "quarter-latency": 0.25}
+LATENCIES = {"latency": 0.5, "quarter-latency": 0.25, "sixth-latency": 0.18}
+INTEGERS = ("quarter-latency", "sixth-latency")
 TIMES_WHOLE = 2.0
 """Where the engine computes in integers: so many times as fast as the whole network in them."""
 FASTER_SECONDS, FULL_SECONDS, IMPORT_SECONDS = 300.0, 2700.0, 0.3
@@ -197,13 +199,15 @@ def quality_targets(jobs: Jobs) -> list[Target]:
         original, narrowed = (row["latency_ms"] for row in job["rows"][:2])
         share = narrowed / original
         found.append(Target(title, target, f"{share:.1%} ({narrowed:.1f} of {original:.1f} ms)", share <= most))
-    found.append(_against_whole(_best(jobs, "quarter-latency")))
+    # How much faster integers are depends on the processor, so the smaller one stands for the target where it is there.
+    found.append(_against_whole(next((name for name in reversed(INTEGERS) if _best(jobs, name)), INTEGERS[0]), jobs))
     return found
 
 
-def _against_whole(job: Mapping[str, Any] | None) -> Target:
+def _against_whole(name: str, jobs: Jobs) -> Target:
     """Return the target of speed beside the whole network in the same integers, which NNCF makes of it."""
-    title = f"`{GOALS['quarter-latency'].label}`: times the speed of NNCF's W8A8 of the whole network"
+    job = _best(jobs, name)
+    title = f"`{GOALS[name].label}`: times the speed of NNCF's W8A8 of the whole network"
     target = f"≥ {TIMES_WHOLE:g}"
     if job is None or len(job["rows"]) < 3:
         return Target(title, target, "not measured", None)
