@@ -135,7 +135,7 @@ def test_page(tmp_path: Path) -> None:
     part = {"summary": "25%: +1.0 points", "verdict": "holds"}
     (tmp_path / "vtrans.json").write_text(json.dumps({"parts": [part]}))
     text = render(tmp_path, tmp_path)
-    assert text.count("| yes |") == 19
+    assert text.count("| yes |") == 21
     assert "| -2.0 to +5.0 points | **no** |" in text
     assert "| `latency=50%` | full | 50.0% | 50.0% | 49.9% | 98.0% |" in text
 
