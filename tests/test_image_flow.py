@@ -158,7 +158,7 @@ def test_a_budget_is_met(
     if kind != "resnet":  # which is exported, timed and measured like a user's
         quick.hurry(monkeypatch.setitem, monkeypatch.setattr)
     network, task = case(kind)
-    made = isthmus.narrow(network, task, to=budget, method=method, effort=effort, time=90, out=tmp_path / "small")
+    made = isthmus.narrow(network, task, to=budget, method=method, effort=effort, out=tmp_path / "small")
     rows = made.record["measurements"]
     for limit in budget.split(","):
         currency, share = limit.split("=")
