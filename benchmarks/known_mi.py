@@ -95,10 +95,12 @@ def environment(say: Say = print) -> Path:
     wanted = [f"{name}=={number}" for name, number in PACKAGES.items()]
     if stamp.exists() and stamp.read_text().split() == wanted:
         return python
+    # The same build as here: left to itself, pip takes the newest with gigabytes of another accelerator's libraries.
+    torch = f"torch=={version('torch').partition('+')[0]}"
     say(f"installing {', '.join(wanted)} into {VENV.name} (some minutes the first time)")
     for command in (
         [sys.executable, "-m", "venv", str(VENV)],
-        [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted, "torch"],
+        [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted, torch],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
