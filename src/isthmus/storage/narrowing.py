@@ -17,13 +17,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from isthmus.errors import BadArtifact, UnsupportedNetwork
+from isthmus.sites.experts import suit_experts
 from isthmus.sites.surgery import built_indices, keep_layers, refresh
 from isthmus.storage.holders import expect_coded
 from isthmus.storage.parts import PARTS, apply_part, described_parts
 from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, RoundedLinear, round_inputs, rounded_inputs
 
 METHOD = "isthmus"
-VERSION = 4  # 2: weights may be coded; 3: inputs may be rounded; 4: tokens may leave
+VERSION = 5  # 2: weights may be coded; 3: inputs may be rounded; 4: tokens may leave; 5: a cache may be planned
 
 # Attributes that say the shape of a parameter: they follow from it and are not written down.
 _FROM_SHAPES: dict[type[nn.Module], set[str]] = {
@@ -213,6 +214,7 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
         _narrow_unsaved(model, prefix, touched)
     _set_attributes(model, parts["attributes"], prefix, strict)
     _refresh(model)
+    suit_experts(model)
     _round_inputs(model, parts["inputs"], prefix, strict)
     modules = dict(model.named_modules())
     for name in PARTS:
