@@ -3,7 +3,7 @@
 A narrowed model has shapes that no config field can say (uneven heads and neurons). Its config therefore keeps the
 shape it was built from, and ``quantization_config`` says what was taken away: ``layers`` that stay, the ``shapes`` of
 narrowed parameters and the integer ``attributes`` of modules that follow them; the ``inputs`` of linear maps that are
-rounded; and what narrows the ``tokens`` as it runs.
+rounded; and what narrows the ``tokens`` and the ``cache`` as it runs.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def describe_narrowing(
     skeleton = built(model) if skeleton is None else skeleton
     # What needs nothing newer says so, and older releases open it.
     inputs, parts = rounded_inputs(model), described_parts(model)
-    version = 4 if parts else 3 if inputs else 2 if coded else 1
+    version = 5 if "cache" in parts else 4 if parts else 3 if inputs else 2 if coded else 1
     description: dict[str, Any] = {"quant_method": METHOD, "version": version, "layers": None}
     removed = _removed_layers(skeleton, model, dict(layers or {}))
     if removed is not None:
