@@ -41,12 +41,19 @@ TRIALS = {
     "adaptive-mi-estimators": "adaptive_mi_estimators",
     "ai-memory-wall": "ai_memory_wall",
     "bf16-or-death": "bf16_or_death",
+    "cachegen": "cachegen",
     "cie-audit": "cie_audit",
+    "coupled-quantization": "coupled_quantization",
     "compressed-nets-forget": "compressed_nets_forget",
     "cs-ib": "cs_ib",
     "dimco": "dimco",
     "ib-generalization-bound": "ib_generalization_bound",
+    "ems-kv": "ems_kv",
+    "keyformer": "keyformer",
     "mpq": "mpq",
+    "recycled-attention": "recycled_attention",
+    "scissorhands": "scissorhands",
+    "zipvl": "zipvl",
 }
 """Claims about measures and objectives; the module of each has ``TRIALS``."""
 CLAIMS = ("vtrans", *CODING, *OWN, *TRIALS)

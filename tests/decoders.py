@@ -48,6 +48,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 
+_MIXED = {**_SHARED, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
 #: The same, as it varies within a family, and more families: what the matrix of sites runs through.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("llama", {**_SHARED, "tie_word_embeddings": True}),
@@ -62,9 +64,14 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon",
         {**_SHARED, "multi_query": False, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48},
     ),
+    "mixtral": ("mixtral", {**_SHARED, "num_local_experts": 5}),
+    "qwen2-moe": ("qwen2_moe", {**_MIXED, "shared_expert_intermediate_size": 40}),
+    "qwen3-moe": ("qwen3_moe", {**_MIXED, "head_dim": 8}),
+    "olmoe": ("olmoe", {**_MIXED, "intermediate_size": 24}),
     "falcon-mqa": ("falcon", {**_SHARED, "multi_query": True, "ffn_hidden_size": 48}),
 }
 NAMES = (*FAMILIES, *MORE)
+MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", "olmoe")
 
 
 def network(name: str, seed: int = 0) -> Network:

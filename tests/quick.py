@@ -14,7 +14,7 @@ import importlib
 import operator
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,22 @@ def not_timed(paths: Any, *_: Any, **__: Any) -> Any:
     from isthmus.cost.latency import Latency
 
     return {name: Latency(1.0, 1.0, 1.0, 1) for name in paths}
+
+
+def benched(networks: Sequence[Any], *_: Any, engine: str, **__: Any) -> list[dict[str, Any]]:
+    """Return rows of which only the parameters are measured."""
+    from isthmus.cost.measure import count_parameters
+
+    common = {
+        "macs": 1,
+        "macs_of": "one",
+        "latency_ms": 1.0,
+        "latency_spread": (1.0, 1.0),
+        "engine": engine,
+        "of": "one",
+    }
+    more = {"macs_length": 1, "precision": "float32", "batch": 1, "length": 1.0, "peak_bytes": 1}
+    return [{"name": one.name, "params": count_parameters(one.model), **common, **more} for one in networks]
 
 
 def hurry(item: Callable[[Any, str, Any], None], attribute: Callable[[Any, str, Any], None]) -> None:

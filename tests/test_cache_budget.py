@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from decoders import decoder, tokens
-from isthmus.allocation.cache import CachePlan, cheapest, menu, plan_cache, read_settings
+from isthmus.allocation.cache import CachePlan, cheapest, menu, plan_cache
 from isthmus.bottlenecks.cache import registry
 from isthmus.bottlenecks.cache.cache import NarrowCache
 from isthmus.bottlenecks.cache.codes.uniform import Uniform
+from isthmus.bottlenecks.cache.saving import read_settings, settings_data
 from isthmus.bottlenecks.cache.setting import CacheSetting
 from isthmus.errors import BadInput, UnreachableBudget
 
@@ -74,7 +75,7 @@ def test_a_larger_budget_loses_no_more(plans: tuple[object, list[CachePlan]]) ->
 
 def test_a_plan_is_data(plans: tuple[object, list[CachePlan]]) -> None:
     _, made = plans
-    told = json.loads(json.dumps(made[0].as_json()))
+    told = json.loads(json.dumps(settings_data(made[0].settings)))
     assert tuple(read_settings(told)) == made[0].settings
     with pytest.raises(BadInput, match="version 1"):
         read_settings({"version": 2, "settings": []})

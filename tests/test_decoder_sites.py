@@ -16,9 +16,12 @@ import proofs
 from isthmus.doctor import checks
 from isthmus.network import Network
 from isthmus.sites import Site, Survey, narrow_model, survey
+from isthmus.sites.experts import EVERY, router_hooks, run_by
 from isthmus.sites.norms import gated_rms_norm, rms_epsilon
 
 FULL = {"width": 1, "layers": 1, "heads": 2, "neurons": 2}
+#: Neurons are those of experts, which share a tensor: they stay.
+MIXED = {"width": 1, "layers": 1, "heads": 2, "experts": 2}
 KINDS = {
     **dict.fromkeys(decoders.NAMES, FULL),
     # The code of the network looks up by a layer's place whether it looks at a window only.
@@ -27,6 +30,8 @@ KINDS = {
     # Its code cuts queries from keys at a place that the config says.
     "phi3": {"width": 1, "layers": 1, "neurons": 2},
     "falcon-mqa": {"width": 1, "layers": 1, "neurons": 2},
+    **dict.fromkeys(decoders.MIXTURES, MIXED),
+    "qwen2-moe": {**MIXED, "neurons": 2},
 }
 
 
@@ -67,7 +72,7 @@ def test_predicted_equals_measured(name: str) -> None:
     proofs.check_predicted_equals_measured(network, found, some(found.sites, 2))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2-moe"])
 def test_exported_equals_eager(name: str) -> None:
     network, found = surveyed(name)
     narrow = checks.narrowed(network, found.sites, some(found.sites, 3))
@@ -117,3 +122,37 @@ def test_a_norm_by_the_mean_square_is_told_and_closed(name: str) -> None:
 @pytest.mark.parametrize("module", [nn.LayerNorm(8), nn.Linear(8, 8, bias=False), nn.GroupNorm(1, 8)])
 def test_other_modules_are_no_such_norms(module: nn.Module) -> None:
     assert rms_epsilon(module) is None
+
+
+def test_a_closed_expert_is_not_rated_and_its_tokens_go_to_the_next_best() -> None:
+    """Against the formula: softmax over open experts only, the highest two, which share what they get."""
+    network, found = surveyed("mixtral")
+    router: Any = network.model.get_submodule("model.layers.1.mlp.gate")
+    site = next(one for one in found.sites if one.name == "layers.1.experts")
+    assert (site.units, site.minimum) == (5, 2)
+    tokens = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
+    value = torch.tensor([1.0, 0.0, 1.0, 0.5, 0.0])
+    weight = router.weight
+    handles = router_hooks(router, value)
+    with torch.no_grad():
+        _, scores, chosen = router(tokens)
+        for handle in handles:
+            handle.remove()
+        assert router.weight is weight
+        rated = torch.softmax(tokens @ weight[[0, 2, 3]].T, -1).topk(2)
+    wanted = torch.tensor([0, 2, 3])[rated.indices]
+    assert torch.equal(chosen, wanted)
+    shared = rated.values / rated.values.sum(-1, keepdim=True)
+    assert torch.allclose(scores, shared * value[wanted])
+
+
+@pytest.mark.parametrize("name", decoders.MIXTURES)
+def test_running_every_expert_changes_nothing(name: str) -> None:
+    model = surveyed(name)[0].model
+    inputs = checks.some_inputs(surveyed(name)[0], np.random.default_rng(0))
+    usual: Any = model.config
+    before = usual._experts_implementation
+    wanted = checks.run(model, inputs)["logits"]
+    with run_by(model, EVERY):
+        assert torch.allclose(checks.run(model, inputs)["logits"], wanted, atol=1e-5)
+    assert usual._experts_implementation == before

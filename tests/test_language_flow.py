@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,25 +38,11 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return load_task(f"lm:{small.write_text(tmp_path_factory.mktemp('text') / 'running.txt', 300)}")
 
 
-def benched(networks: Sequence[Network], *_: Any, engine: str, **__: Any) -> list[dict[str, Any]]:
-    """Return rows of which only the parameters are measured."""
-    common = {
-        "macs": 1,
-        "macs_of": "one",
-        "latency_ms": 1.0,
-        "latency_spread": (1.0, 1.0),
-        "engine": engine,
-        "of": "one",
-    }
-    more = {"macs_length": 1, "precision": "float32", "batch": 1, "length": 1.0, "peak_bytes": 1}
-    return [{"name": one.name, "params": count_parameters(one.model), **common, **more} for one in networks]
-
-
 def test_narrowed_opened_and_compared(
     network: Network, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick.hurry(monkeypatch.setitem, monkeypatch.setattr)
-    monkeypatch.setattr(verifying, "bench_networks", benched)  # engines have tests of their own
+    monkeypatch.setattr(verifying, "bench_networks", quick.benched)  # engines have tests of their own
     made = isthmus.narrow(network, task, to="params=70%", method="magnitude", effort="none", out=tmp_path / "small")
     opened = isthmus.open(tmp_path / "small")
     assert opened.continues

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from isthmus.errors import BadInput
-from isthmus.tasks.recall import KINDS, Recall, answered, recall
+from isthmus.tasks.recall import KINDS, Recall, answered, recall, spoken
 from isthmus.zoo import lm_docs
-from isthmus.zoo.lm_docs import Recipe
+from isthmus.zoo.lm_docs_recipe import Recipe, batch_of, build
 from isthmus.zoo.lm_docs_text import encode, read_documents, train_tokenizer
 
 TINY = Recipe(
     steps=6,
     batch=2,
-    length=128,
+    lengths=(128,),
+    shares=(1.0,),
     warmup=2,
     vocabulary=320,
     width=32,
@@ -99,6 +100,7 @@ def test_recall_lines_say_what_they_ask_for(kind: Any, files: list[Path], tokeni
             before, answer = tokenizer.decode(made.ids[:start]), tokenizer.decode(made.ids[start:stop])
             if kind == "copies":
                 assert answer in before
+                assert stop - start <= 8
             else:
                 name = before[before.rindex("The code of ") :]
                 assert len(answer) == 5
@@ -106,7 +108,7 @@ def test_recall_lines_say_what_they_ask_for(kind: Any, files: list[Path], tokeni
 
 
 def test_recall_is_scored_answer_by_answer(tokenizer: Any) -> None:
-    model = lm_docs.build(TINY).eval()
+    model = build(TINY).eval()
     ids = np.arange(10, 40, dtype=np.int32)
     with torch.no_grad():
         guessed = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].argmax(-1).numpy()
@@ -155,7 +157,7 @@ def test_what_was_written_is_opened_by_transformers(files: list[Path], tmp_path:
     found = lm_docs.train(files, tmp_path / "made", replace(TINY, steps=2))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "made")
-    again = lm_docs.measure(model, tokenizer, read_documents(files), TINY.length)
+    again = lm_docs.measure(model, tokenizer, encode(tokenizer, read_documents(files).held_out), TINY.length)
     assert found is not None
     assert again.perplexity == pytest.approx(found.perplexity, rel=1e-2)  # float16 on disk
 
@@ -175,8 +177,25 @@ def test_it_learns(files: list[Path], tmp_path: Path) -> None:
     assert np.mean(said[-5:]) < 0.8 * np.mean(said[:3])
 
 
+def test_sequences_grow_from_stage_to_stage(files: list[Path], tokenizer: Any) -> None:
+    recipe = replace(TINY, steps=10, batch=2, lengths=(128, 256), shares=(0.7, 0.3), recall=1.0)
+    assert [recipe.length_at(step) for step in (0, 6, 7, 9)] == [128, 128, 256, 256]
+    text = encode(tokenizer, read_documents(files).train)
+    for step in (6, 7):
+        ids = batch_of(recipe, tokenizer, text, step)
+        assert ids.shape == (4, 128) if step == 6 else (2, 256)
+        assert torch.equal(ids, batch_of(recipe, tokenizer, text, step))
+        assert all("code of" in tokenizer.decode(row) or "Again" in tokenizer.decode(row) for row in ids)
+
+
+def test_each_word_of_recall_lines_is_a_token(files: list[Path]) -> None:
+    made = train_tokenizer([*read_documents(files).train, *spoken(20)], 700)
+    line = made("The code of amber anchor is 4821.", add_special_tokens=False)["input_ids"]
+    assert len(line) == 12
+
+
 def test_rates_rise_and_fall() -> None:
-    rates = [lm_docs.rate_at(Recipe(steps=100, warmup=10, rate=1.0), step) for step in range(100)]
+    rates = [Recipe(steps=100, warmup=10, rate=1.0).rate_at(step) for step in range(100)]
     assert rates[9] == 1.0 == max(rates)
     assert rates[0] == pytest.approx(0.1)
     assert rates[99] == pytest.approx(0.1, abs=1e-3)
@@ -195,7 +214,11 @@ def test_bad_input_is_one_line(files: list[Path], tmp_path: Path, capsys: pytest
     few = tmp_path / "few.txt"
     few.write_text("PEP: 1\nTitle: a\nb\n")
     assert "1 documents" in refused("--data", str(few))
-    assert "128 or more" in refused("--data", str(files[0]), "--length", "3")
+    assert "give 1 or more" in refused("--data", str(files[0]), "--steps", "0")
+    with pytest.raises(BadInput, match="128 or more"):
+        replace(TINY, lengths=(3,))
+    with pytest.raises(BadInput, match="1 in all"):
+        replace(TINY, lengths=(128, 256), shares=(0.5, 0.4))
     with pytest.raises(BadInput, match="holds something"):
         lm_docs.train(files, files[0].parent, TINY)
     with pytest.raises(BadInput, match="choose pairs, copies, needles"):
@@ -208,3 +231,17 @@ def test_without_data_it_says_what_to_give(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.delenv("ISTHMUS_DATA", raising=False)
     assert lm_docs.main(["-o", "nowhere"]) == 2
     assert "set ISTHMUS_DATA" in capsys.readouterr().err
+
+
+def test_recall_through_a_cache_is_recall(files: list[Path], tokenizer: Any) -> None:
+    from transformers import DynamicCache
+
+    model = build(TINY).eval()
+    made = recall(tokenizer, "pairs", 200, np.random.default_rng(0))
+    with torch.no_grad():
+        guessed = model(torch.from_numpy(made.ids.astype(np.int64))[None]).logits[0].argmax(-1).numpy()
+    told = made.ids.copy()
+    for start, stop in made.answers[::2]:
+        told[start:stop] = guessed[start - 1 : stop - 1]  # of these, those whose tokens do not depend on one another
+    asked = Recall(told, made.answers)
+    assert answered(model, asked, DynamicCache(config=model.config)) == answered(model, asked)

@@ -80,11 +80,9 @@ def install() -> None:
     """Register now where transformers is ready for it, else as soon as it is."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
-    waiting = {}
-    for name, register in _REGISTRIES.items():
-        if name in sys.modules:
-            register()
-        else:
-            waiting[name] = register
+    ready = [register for name, register in _REGISTRIES.items() if name in sys.modules]
+    waiting = {name: register for name, register in _REGISTRIES.items() if name not in sys.modules}
     if waiting:
         sys.meta_path.insert(0, _Finder(waiting))
+    for register in ready:  # last, for to register one may import the module of another
+        register()

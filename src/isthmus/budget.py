@@ -11,16 +11,23 @@ from typing import Literal, get_args
 
 from isthmus.errors import BadBudget
 
-Currency = Literal["params", "bytes", "macs", "latency"]
+Currency = Literal["params", "bytes", "macs", "latency", "cache"]
 CURRENCIES: tuple[Currency, ...] = get_args(Currency)
 
 _SUFFIXES: dict[str, dict[str, float]] = {
     "params": {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9},
     "macs": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "bytes": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
+    "cache": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
     "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
 }
-_EXAMPLES = {"params": "11M or 50%", "macs": "300M or 50%", "bytes": "45MB or 50%", "latency": "3.5ms or 50%"}
+_EXAMPLES = {
+    "params": "11M or 50%",
+    "macs": "300M or 50%",
+    "bytes": "45MB or 50%",
+    "latency": "3.5ms or 50%",
+    "cache": "2MB or 25%",
+}
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,9 @@ class Limit:
 
     Parameters
     ----------
-    currency : {"params", "bytes", "macs", "latency"}
-        What is counted. Bytes are those of the weight files on disk, latency is in ms.
+    currency : {"params", "bytes", "macs", "latency", "cache"}
+        What is counted. Bytes are those of the weight files on disk, latency is in ms, the cache in bytes of a sequence
+        of as many tokens as the network reads.
     value : float
         The limit: an amount in the currency's unit, or a share of the original when ``relative``.
     relative : bool
@@ -48,7 +56,7 @@ class Limit:
     def __str__(self) -> str:
         if self.relative:
             return f"{self.currency}={self.value * 100:g}%"
-        unit = {"latency": "ms", "bytes": "B"}.get(self.currency, "")
+        unit = {"latency": "ms", "bytes": "B", "cache": "B"}.get(self.currency, "")
         return f"{self.currency}={self.value:.12g}{unit}"
 
 

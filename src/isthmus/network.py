@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -105,6 +106,17 @@ class Network:
     def continues(self) -> bool:
         """Whether it is a language model, whose outputs are many of one text."""
         return self.pooling == "tokens"
+
+    def cache(self) -> Any:
+        """Return an empty cache, narrowed as planned, for ``network.model.generate(..., past_key_values=...)``.
+
+        Raises
+        ------
+        BadInput
+            If nothing is planned for this network's cache.
+        """
+        # Named, not imported, for it stands above this module.
+        return importlib.import_module("isthmus.bottlenecks.cache.saving").new_cache(self.model)
 
     def with_model(self, model: nn.Module, tokenizer: Any = None) -> Network:
         """Return the same network around another model (and tokenizer), whose weights are not coded."""

@@ -7,7 +7,7 @@ mixed-integer program. The losses of layers do not quite add up, so the plan is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from isthmus.bottlenecks.cache.codes.plain import Plain
 from isthmus.bottlenecks.cache.codes.uniform import Uniform
 from isthmus.bottlenecks.cache.measuring import CacheLoss, check_batches, lost, only, targets
 from isthmus.bottlenecks.cache.predicting import full_bytes, predicted_bytes
-from isthmus.bottlenecks.cache.registry import from_data, selector, to_data
+from isthmus.bottlenecks.cache.registry import selector
 from isthmus.bottlenecks.cache.roles import Code
 from isthmus.bottlenecks.cache.setting import CacheSetting
 from isthmus.errors import BadInput, UnreachableBudget
@@ -30,6 +30,7 @@ from isthmus.progress import Progress, silent
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
 """Of the tokens, that a layer may hold."""
 BITS = (8, 4, 3, 2)
+_TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class CachePlan:
     length : int
         Tokens of a sequence that the bytes are for.
     bytes : int
-        What a sequence of that length takes; at most ``budget``.
+        What a sequence of that length takes after a prompt; at most ``budget``.
     budget, full_bytes : int
         What it may take, and what the full cache does.
     predicted : float
@@ -59,23 +60,6 @@ class CachePlan:
     full_bytes: int
     predicted: float
     measured: CacheLoss
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what is needed to make the cache again."""
-        return {"version": 1, "length": self.length, "settings": [to_data(one) for one in self.settings]}
-
-
-def read_settings(data: dict[str, Any]) -> list[CacheSetting]:
-    """Return the settings that `CachePlan.as_json` wrote.
-
-    Raises
-    ------
-    BadInput
-        If it is of another version, or not such a plan.
-    """
-    if not isinstance(data, dict) or data.get("version") != 1 or not isinstance(data.get("settings"), list):
-        raise BadInput("cache plan: not one of version 1; write it with CachePlan.as_json")
-    return [from_data(one) for one in data["settings"]]
 
 
 def menu(
@@ -114,6 +98,7 @@ def plan_cache(
     length: int,
     prompt: int,
     choices: Sequence[CacheSetting] | None = None,
+    measure: Callable[[Sequence[CacheSetting]], int] | None = None,
     progress: Progress = silent,
 ) -> CachePlan:
     """Choose a setting for the cache of each layer, so that a sequence fits the budget and the least is lost.
@@ -130,6 +115,9 @@ def plan_cache(
         Tokens of the calibration texts that are read before their cache is narrowed.
     choices : sequence of CacheSetting or None
         What a layer may take; None: `menu`.
+    measure : callable or None
+        Returns the bytes that settings, one a layer, take in use, which must keep the budget too. It is more than after
+        a prompt: what is evicted later leaves groups of a code in part, scales and all.
 
     Raises
     ------
@@ -166,10 +154,17 @@ def plan_cache(
         for column, one in enumerate(offered):
             nats[row, column] = lost(model, only(model, index, one), batches, held, prompt=prompt).nats
             progress("measuring settings", row * len(offered) + column + 1, nats.size)
-    picked = cheapest(nats, bytes_, budget - rest)
-    chosen = only(model, -1, CacheSetting())
-    for row, index in enumerate(shapes):
-        chosen[index] = offered[picked[row]]
+    room = budget
+    for _ in range(_TRIES):
+        picked = cheapest(nats, bytes_, room - rest)
+        chosen = only(model, -1, CacheSetting())
+        for row, index in enumerate(shapes):
+            chosen[index] = offered[picked[row]]
+        measured = lost(model, chosen, batches, held, prompt=prompt)
+        taken = 0 if measure is None else measure(chosen)
+        if taken <= budget or room == least:
+            break
+        room = max(least, int(room * budget / taken) - 1)
     rows = np.arange(len(shapes))
     return CachePlan(
         settings=tuple(chosen),
@@ -178,7 +173,7 @@ def plan_cache(
         budget=budget,
         full_bytes=sum(full_bytes(1, *shape, length) for shape in shapes.values()) + rest,
         predicted=float(nats[rows, picked].sum()),
-        measured=lost(model, chosen, batches, held, prompt=prompt),
+        measured=measured,
     )
 
 

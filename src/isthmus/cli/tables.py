@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from isthmus.plan import Decision, Plan
     from isthmus.report import ReportData
 
-_UNITS = {"bytes": "B", "latency": "ms", "peak": "B"}
+_UNITS = {"bytes": "B", "latency": "ms", "peak": "B", "cache": "B"}
 
 
 def _console() -> Console:
@@ -183,6 +183,8 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         "relative",
         *(("perplexity",) if "perplexity" in first else ()),
         *first.get("recall", ()),
+        *(("cache", "perplexity through it") if "cache_bytes" in first else ()),
+        *(f"{kind} through it" for kind in first.get("cache_recall", ())),
     )
     show_table(title, columns, body)
     for note in first.get("notes", ()):
@@ -191,8 +193,12 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _language(row: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what is shown of a language model beside the others: perplexity, and shares of what it recalls."""
-    shown = (plain(row["perplexity"]),) if "perplexity" in first else ()
-    return (*shown, *(percent(row["recall"].get(kind)) for kind in first.get("recall", ())))
+    shown: tuple[str, ...] = (plain(row["perplexity"]),) if "perplexity" in first else ()
+    shown += tuple(percent(row["recall"].get(kind)) for kind in first.get("recall", ()))
+    if "cache_bytes" in first:
+        shown += (si(row["cache_bytes"], "B"), plain(row["cache_perplexity"]))
+        shown += tuple(percent(row["cache_recall"].get(kind)) for kind in first.get("cache_recall", ()))
+    return shown
 
 
 def show_methods(infos: Sequence[MethodInfo]) -> None:

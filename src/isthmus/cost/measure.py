@@ -43,12 +43,14 @@ def macs_by_module(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from isthmus.sites.experts import EAGER, run_by
+
     # torch's counter does not know the fused attention of the CPU and would count it as nothing.
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        with torch.no_grad(), run_by(model, EAGER), FlopCounterMode(display=False, custom_mapping=fused) as counter:
             model(**inputs)
     finally:
         model.train(training)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from isthmus.cost.measure import macs_by_module
 from isthmus.cost.rates import Rate, Term, presence
+from isthmus.sites.experts import mixtures
 from isthmus.sites.site import common_module
 
 if TYPE_CHECKING:
@@ -111,6 +113,10 @@ def macs_rate(
     rest = defaultdict(int, places)
     rest[""] = counted[""] - sum(rest.values())
     terms: list[Term] = []
+    for mixture in mixtures(model):
+        for path, name in ((mixture.router, "weight"), (mixture.experts, "down_proj")):
+            terms += _routed_terms(model, path, name, counted.get(path, 0), sites)
+            rest[next((place for place in places if path.startswith(f"{place}.")), "")] -= counted.get(path, 0)
     first = {id(tensor): name for name, tensor in model.named_parameters()}
     for name, module in model.named_modules():
         kinds = (torch.nn.Linear, Conv1D, torch.nn.modules.conv._ConvNd)
@@ -260,6 +266,24 @@ def _tensor_terms(name: str, shape: tuple[int, ...], sites: Sequence[Site]) -> l
             coefficient *= size
         terms.append(Term(coefficient, present + tuple(site for _, site in choice if site is not None)))
     return terms
+
+
+def _routed_terms(model: torch.nn.Module, path: str, name: str, macs: float, sites: Sequence[Site]) -> list[Term]:
+    """Return the terms of a router, which rates every expert, or of the experts, of which a token goes to as many as
+    ever: these grow with all dimensions but that of experts."""
+    shape = tuple(model.get_parameter(f"{path}.{name}").shape)
+    skipped = len(shape) - 2
+    forms = _dimension_forms(f"{path}.{name}", shape, sites)[skipped:]
+    each = macs / math.prod(shape[skipped:])
+    layer = _layer_of(path, sites)[1]
+    present = () if layer is None else (presence(layer),)
+    return [
+        Term(
+            each * math.prod(size for size, _ in choice),
+            present + tuple(site for _, site in choice if site is not None),
+        )
+        for choice in itertools.product(*forms)
+    ]
 
 
 def _attention_terms(layer: str, macs: float, sites: Sequence[Site]) -> list[Term]:

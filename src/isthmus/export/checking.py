@@ -25,6 +25,7 @@ def run_in_openvino(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
     import torch
 
     from isthmus.network import without_cache
+    from isthmus.sites.experts import EVERY, run_by
     from isthmus.sites.tracing import named_outputs
 
     names: list[str] = []
@@ -40,7 +41,7 @@ def run_in_openvino(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
             names[:] = [name for name, _ in found]
             return tuple(one for _, one in found)
 
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), run_by(model, EVERY), quiet():
         program = torch.export.export(Outputs().eval(), (), dict(inputs))
         graph = openvino.convert_model(program)
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}

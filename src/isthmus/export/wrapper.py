@@ -68,6 +68,13 @@ def one_output(network: Network) -> torch.nn.Module:
 
 def export_program(network: Network) -> torch.export.ExportedProgram:
     """Trace a network into a graph whose batch, and the length of texts, are free."""
+    from isthmus.sites.experts import EVERY, run_by
+
+    with run_by(network.model, EVERY):
+        return _program(network)
+
+
+def _program(network: Network) -> torch.export.ExportedProgram:
     import torch
 
     names = input_names(network)

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from isthmus.bottlenecks.cache.saving import read_settings, settings_data
 from isthmus.budget import Budget, parse_budget
 from isthmus.errors import BadInput, IsthmusError
 from isthmus.export.quantized import FLOAT
 from isthmus.export.saved import save_export
 from isthmus.flow import record as records
 from isthmus.flow.activations import add_rounding
+from isthmus.flow.caching import CACHE, limit_of, narrow_cache, with_cache
 from isthmus.flow.floors import search_floor
 from isthmus.flow.order import Order
 from isthmus.flow.planning import Planned, check_plan, kept_of, make_plan, predicted_anew
@@ -202,7 +204,7 @@ def _finish(
         "machine": records.machine(),
         "curves": curves,
     }
-    save_artifact(done.network, folder, made)
+    save_artifact(_cache_stage(study, plan, done.network, stages, progress), folder, made)
     if plan.precision != FLOAT:
         progress("export", 0, 1, f"{order.engine}, {plan.precision}")
         made["exports"] = save_export(open_network(folder), order.engine, plan.precision, study.examples, folder)
@@ -236,11 +238,26 @@ def _finish(
     return Narrowed(opened, made, page)
 
 
+def _cache_stage(study: Study, plan: Plan, network: Network, stages: StageStore, progress: Progress) -> Network:
+    """Plan the cache of the network that is left, where the budget limits it."""
+    limit = limit_of(_budget(plan))
+    if limit is None:
+        return network
+    if not stages.done("cache"):
+        settings = narrow_cache(network, study.examples, limit.amount(plan.original[CACHE]), progress=progress)
+        stages.save("cache", {}, settings_data(settings))
+    return with_cache(network, read_settings(stages.load("cache")[1]))
+
+
+def _budget(plan: Plan) -> Budget:
+    return parse_budget(plan.budget) if "=" in plan.budget else Budget(())
+
+
 def _hold(
     plan: Plan, order: Order, study: Study, opened: Network, rows: list[dict[str, Any]], progress: Progress
 ) -> tuple[Mapping[str, float], list[str]]:
     """Hold the artifact against the budget or floor; a latency that misses by noise is measured again."""
-    budget = parse_budget(plan.budget) if "=" in plan.budget else Budget(())
+    budget = _budget(plan)
     warnings = list(plan.notes)
     for attempt in range(3):
         try:

@@ -18,6 +18,7 @@ from isthmus.cost.rates import Rate, rescale
 from isthmus.errors import BadInput
 from isthmus.export.quantized import FLOAT, export_quantized
 from isthmus.export.timing import time_exported
+from isthmus.flow.caching import CACHE, check_keeps_cache, full_bytes, limit_of, rest_of, whole_plan
 from isthmus.flow.study import Study, cut, held_out_batches, limits_of, original_rates, rates_for
 from isthmus.flow.together import from_main
 from isthmus.network import Network
@@ -133,6 +134,11 @@ def make_plan(
         If the budget is above what the original costs, or below what any plan reaches.
     """
     get(method)
+    if limit_of(budget) is not None:
+        return _beside_cache(
+            study, budget, method=method, effort=effort, codes=codes, precision=precision, vocabulary=vocabulary,
+            progress=progress,
+        )  # fmt: skip
     if codes and "bytes" in budget.currencies:
         from isthmus.flow.joint import make_joint_plan
 
@@ -159,6 +165,23 @@ def make_plan(
     progress("allocate", 1, 1)
     plan = as_plan(study, budget, method, allocation, rates, relevance, notes, original)
     return Planned(plan.model_copy(update={"precision": precision}), relevance)
+
+
+def _beside_cache(study: Study, budget: Budget, *, method: str, **rest: Any) -> Planned:
+    """Plan all but the cache, which is planned on the network that is left."""
+    check_keeps_cache(study.network)
+    whole = {CACHE: float(full_bytes(study.network))}
+    limit = limit_of(budget)
+    Budget(() if limit is None else (limit,)).amounts(whole)
+    others = rest_of(budget)
+    if others.limits:
+        planned = make_plan(study, others, method=method, **rest)
+    else:
+        planned = Planned(whole_plan(study.network, budget, method, study.seed), Relevance(method, {}))
+    plan = planned.plan
+    return replace(
+        planned, plan=plan.model_copy(update={"budget": str(budget), "original": {**plan.original, **whole}})
+    )
 
 
 def flat_relevance(study: Study) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:

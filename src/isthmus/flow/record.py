@@ -35,7 +35,7 @@ from isthmus.report.bins import binned, kept_shares
 from isthmus.sites import Site
 
 PACKAGES = ("isthmus", "torch", "transformers", "tokenizers", "numpy", "openvino", "onnxruntime")
-UNITS = {"bytes": "B", "latency": "ms", "peak": "B"}
+UNITS = {"bytes": "B", "latency": "ms", "peak": "B", "cache": "B"}
 
 
 def versions() -> dict[str, str]:
@@ -139,6 +139,9 @@ def savings(rows: Sequence[Mapping[str, Any]], plan: Plan, limits: Mapping[str, 
     where = f"{original['engine']}, batch {original['batch']}, {original['of']}"
     notes = {"latency": where, "macs": original["macs_of"], "peak": where}
     keys = {"params": "params", "bytes": "bytes", "macs": "macs", "latency": "latency_ms", "peak": "peak_bytes"}
+    if "cache_bytes" in original:
+        keys["cache"] = "cache_bytes"
+        notes["cache"] = f"of {original['cache_tokens']} tokens in bfloat16, allocated"
     return [
         Saving(
             currency=currency,  # type: ignore[arg-type]

@@ -87,6 +87,7 @@ def recover_stage(
     kept = kept_of(plan)
     progress("cut", 0, 1)
     student = _narrower(study, plan)
+    untouched = not (kept or plan.codings or plan.activations)  # the budget is of the cache alone
     before = measure_network(study.probe, _coded_at_once(study, plan, student))
     progress("cut", 1, 1)
     student, solved = _solved(study, student, kept, stages, progress)
@@ -94,7 +95,7 @@ def recover_stage(
     recipe: Recipe | None = None
     coding: Recipe | None = None
     # What lost no units has nothing to recover from before it is coded.
-    if order.effort != "none" and (kept or not plan.codings):
+    if order.effort != "none" and (kept or not plan.codings) and not untouched:
         recipe = from_main(lambda: _recipe_stage(study, order, plan, student, solved, stages, started, progress))
         done = _train(study, order, plan, student, recipe, stages, "recovery", progress)
         student, recipe = done.network, replace(recipe, steps=done.steps)

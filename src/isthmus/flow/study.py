@@ -87,6 +87,8 @@ def start_study(
     notes = check_suits(network, task)
     if described_parts(network.model).get("tokens"):
         raise BadInput(f"network {network.name}: its tokens are narrowed, which comes last; give it as it was before")
+    if described_parts(network.model).get("cache"):
+        raise BadInput(f"network {network.name}: its cache is planned, which comes last; give it as it was before")
     sites = _of_kinds(discover(network), kinds, network.name)
     examples = list(task.require_train())
     random.Random(seed).shuffle(examples)

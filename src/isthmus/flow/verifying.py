@@ -16,6 +16,7 @@ from isthmus.export.bench import bench_networks
 from isthmus.export.engines import load_runner, runner_embed
 from isthmus.export.quantized import FLOAT
 from isthmus.export.saved import exported, precision_of
+from isthmus.flow.caching import measure_cache, planned
 from isthmus.flow.suiting import check_suits
 from isthmus.network import Network, embed
 from isthmus.progress import Progress, silent
@@ -99,7 +100,8 @@ def compare_networks(
     list of dict
         For each network ``name, params, bytes, macs, latency_ms, engine, batch, length, peak_bytes, metric_name,
         metric, ci95, relative``, and ``notes`` on what was done to the task's data; of language models also
-        ``perplexity`` and ``recall``.
+        ``perplexity`` and ``recall``, and what `isthmus.flow.caching.measure_cache` finds where the cache of one is
+        planned.
     """
     names = [network.name for network in networks]
     notes = [check_suits(network, task) for network in networks]
@@ -117,6 +119,11 @@ def compare_networks(
         if network.continues:
             row["perplexity"] = 1 / metric.value
             row["recall"] = recall_of(network, task, seed)
+    if any(planned(network) for network in networks):
+        texts = texts_of(task.held_out.examples, task.name)
+        for row, network in zip(rows, networks, strict=True):
+            progress("cache", 0, 1, network.name)
+            row.update(measure_cache(network, texts, seed=seed))
     return rows
 
 
@@ -156,7 +163,7 @@ def hold_budget(budget: Budget, original: Mapping[str, Any], narrowed: Mapping[s
     UnreachableBudget
         If a limit is exceeded; the message names what was reached.
     """
-    keys = {"params": "params", "bytes": "bytes", "macs": "macs", "latency": "latency_ms"}
+    keys = {"params": "params", "bytes": "bytes", "macs": "macs", "latency": "latency_ms", "cache": "cache_bytes"}
     limits: dict[str, float] = {}
     measured: dict[str, float] = {}
     for limit in budget.limits:

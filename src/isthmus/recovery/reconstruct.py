@@ -242,10 +242,10 @@ def _reconstruct_layer(
             missing = target[path][part.mask][:, rows] - after[path][part.mask]
             gram += (features.T @ features).double()
             cross += (features.T @ missing).double()
-        _apply(projection, gram, cross, ridge)
+        apply_solution(projection, gram, cross, ridge)
 
 
-def _apply(projection: nn.Linear, gram: Tensor, cross: Tensor, ridge: float) -> None:
+def apply_solution(projection: nn.Linear, gram: Tensor, cross: Tensor, ridge: float) -> None:
     """Solve the normal equations and add the change to the projection; the bias is free of the ridge."""
     units = projection.in_features
     diagonal = gram.diagonal()

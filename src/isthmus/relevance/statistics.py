@@ -85,6 +85,15 @@ def _watch(model: nn.Module, gate: Gate, total: Tensor, mask: list[Tensor | None
     if gate.where in ("output", "norm"):
         return [module.register_forward_hook(lambda _, __, output: add(output))]
 
+    if gate.where == "router":
+
+        def chosen(_: nn.Module, __: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+            scores = output[1].double().square()
+            weighted = scores if mask[0] is None else scores * mask[0].reshape(-1, 1)
+            total.index_add_(0, output[2].flatten(), weighted.flatten())
+
+        return [module.register_forward_hook(chosen)]
+
     def change(index: int) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             entered = args[0] if args else kwargs["hidden_states"]

@@ -23,7 +23,7 @@ class Saving(_Record):
 
     Parameters
     ----------
-    currency : {"params", "bytes", "macs", "latency", "peak"}
+    currency : {"params", "bytes", "macs", "latency", "peak", "cache"}
     unit : str
         ``""`` for params and macs, ``"B"`` for bytes and peak memory, ``"ms"`` (or ``"s"``) for latency.
     original, narrowed : float
@@ -36,7 +36,7 @@ class Saving(_Record):
         How it was measured, such as the engine, batch and length.
     """
 
-    currency: Literal["params", "bytes", "macs", "latency", "peak"]
+    currency: Literal["params", "bytes", "macs", "latency", "peak", "cache"]
     unit: str = ""
     original: float
     narrowed: float | None = None

@@ -26,6 +26,7 @@ _LABELS = {
     "bytes": ("Bytes on disk", "on disk", "smaller", "larger"),
     "macs": ("MACs", "MACs", "fewer", "more"),
     "latency": ("Latency", "latency", "faster", "slower"),
+    "cache": ("Key-value cache", "of cache", "smaller", "larger"),
     "peak": ("Peak memory", "of peak memory", "smaller", "larger"),
 }
 

@@ -29,7 +29,9 @@ HEAD_SIZES = frozenset(("all_head_size", "out_dim_projection", "out_dim_keys_val
 #: How many query heads read the same keys and values.
 SHARING = "num_key_value_groups"
 #: Names under which modules keep how wide something is.
-SIZES = frozenset(("hidden_size", "embed_dim", "dim", "channels", "num_channels", "groups", "num_features"))
+SIZES = frozenset(
+    ("hidden_size", "embed_dim", "dim", "hidden_dim", "channels", "num_channels", "groups", "num_features")
+)
 
 
 #: Parameters from which on it takes longer to compute than to work out shapes.
@@ -170,7 +172,7 @@ class _Trial:
         seen: Counter[int] = Counter()
         kept = {}
         for site in sites:
-            kept[site.name] = range(site.units - 1 - seen[site.units] % (site.units - 1))
+            kept[site.name] = range(max(site.minimum, site.units - 1 - seen[site.units] % (site.units - 1)))
             seen[site.units] += 1
         try:
             shapes = self._run(narrow_model(self.model, sites, kept))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isthmus.sites.experts import router_hooks
 from isthmus.sites.norms import gated_rms_norm, rms_epsilon
 from isthmus.sites.site import Gate, Site
 
@@ -102,6 +103,8 @@ def _install(model: nn.Module, gate: Gate, value: Tensor) -> list[Any]:
 
     if gate.where == "input":
         return [module.register_forward_pre_hook(lambda _, args: (scaled(args[0]), *args[1:]))]
+    if gate.where == "router":
+        return router_hooks(module, value)
     if gate.where == "within":
         return _within(module, entry_scale(gate, value, 1), scaled)
     if gate.where == "output":

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-SiteKind = Literal["width", "heads", "neurons", "channels", "layers", "vocabulary", "feature", "tokens"]
+SiteKind = Literal["width", "heads", "neurons", "channels", "layers", "experts", "vocabulary", "feature", "tokens"]
 
 
 def common_module(tensors: Iterable[str]) -> str:
@@ -67,11 +67,12 @@ class Gate:
     ``where`` is ``input`` (the module's input is multiplied along ``dim``, ``block`` entries a unit), ``output``
     (likewise its output), ``norm`` (a layer norm, or a group norm of one group, that computes its statistics over open
     units only), ``within`` (as ``input``, of a convolution that standardizes its weight, which it then does over open
-    units only) or ``skip`` (module ``unit`` of the list ``module`` is passed by). ``owners`` is as in `Slice`.
+    units only), ``router`` (a router rates open experts only) or ``skip`` (module ``unit`` of the list ``module`` is
+    passed by). ``owners`` is as in `Slice`.
     """
 
     module: str
-    where: Literal["input", "output", "norm", "within", "skip"]
+    where: Literal["input", "output", "norm", "within", "router", "skip"]
     block: int = 1
     dim: int = -1
     owners: tuple[int, ...] = ()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from isthmus.errors import BadInput
+from isthmus.sites.experts import suit_experts
 from isthmus.sites.site import Site, Slice
 
 Kept = Mapping[str, Sequence[int]]
@@ -86,6 +87,7 @@ def narrow_model(model: nn.Module, sites: Sequence[Site], kept: Kept) -> nn.Modu
             keep_layers(narrowed, site.module, kept[site.name])
         if site.kind == "vocabulary" and site.name in kept:
             _renumber_ids(narrowed, site, kept[site.name])
+    suit_experts(narrowed)
     return narrowed
 
 

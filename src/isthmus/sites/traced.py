@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from isthmus.network import Network
 from isthmus.sites.coupling import Group, groups_of
+from isthmus.sites.experts import EVERY, expert_sites, run_by
 from isthmus.sites.following import follow
 from isthmus.sites.inputs import random_inputs
 from isthmus.sites.repeated import repeated_layers
@@ -44,6 +45,11 @@ def survey_traced(network: Network) -> Survey:
         Streams first, then ``layers`` where there is one chain of layers that holds most of the network, then heads,
         neurons and channels in the order of the network's modules, then features.
     """
+    with run_by(network.model, EVERY):
+        return _surveyed(network)
+
+
+def _surveyed(network: Network) -> Survey:
     model = network.model
     inputs = random_inputs(network)
     found = trace(model, inputs)
@@ -53,6 +59,7 @@ def survey_traced(network: Network) -> Survey:
     ]
     layers = repeated_layers(model, found)
     sites, unclosed = _sites(model, found, layers)
+    sites += expert_sites(model, layers)
     if layers is not None:
         sites.insert(sum(site.kind == "width" for site in sites), layers)
     followed, refused = follow(model, inputs, sites)

@@ -77,16 +77,28 @@ def save_artifact(network: Network, folder: str | Path, record: Mapping[str, Any
                 shutil.rmtree(partial)
             partial.mkdir()
             _write_network(network, partial)
-            _write_record(partial, {**record, "version": ARTIFACT_VERSION, "files": _inventory(partial)})
-            _let_read(partial)
-            _sync_all(partial)
-            if path.exists():
-                path.rmdir()
-            os.rename(partial, path)
-            sync(partial.parent)
+            finish_artifact(partial, path, record)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def finish_artifact(partial: Path, path: Path, record: Mapping[str, Any]) -> None:
+    """Give a folder that holds a whole network its record and its name.
+
+    Raises
+    ------
+    BadInput
+        If the record is not JSON.
+    """
+    _check_record(record)
+    _write_record(partial, {**record, "version": ARTIFACT_VERSION, "files": _inventory(partial)})
+    _let_read(partial)
+    _sync_all(partial)
+    if path.exists():
+        path.rmdir()
+    os.rename(partial, path)
+    sync(partial.parent)
 
 
 def _check_record(record: Mapping[str, Any]) -> None:
@@ -251,6 +263,7 @@ __all__ = [
     "RECORD_FILE",
     "WEIGHTS_FILE",
     "check_output",
+    "finish_artifact",
     "read_record",
     "save_artifact",
     "update_record",

@@ -35,6 +35,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         Parameter name to the bytes of its code in the weight file; None where weights are plain.
     tokens : dict or None
         Which tokens stay after which layers; None where all do.
+    cache : dict or None
+        How the cache of each layer is narrowed; None where nothing is planned.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         inputs: dict[str, int] | None = None,
         coded: dict[str, int] | None = None,
         tokens: dict[str, Any] | None = None,
+        cache: dict[str, Any] | None = None,
         quant_method: str = METHOD,
         **unknown: Any,
     ) -> None:
@@ -66,6 +69,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
             self.coded = coded
         if tokens is not None:
             self.tokens = tokens
+        if cache is not None:
+            self.cache = cache
 
 
 class IsthmusQuantizer(HfQuantizer):  # type: ignore[misc]

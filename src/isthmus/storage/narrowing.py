@@ -3,7 +3,7 @@
 A narrowed model has shapes that no config field can say (uneven heads and neurons). Its config therefore keeps the
 shape it was built from, and ``quantization_config`` says what was taken away: ``layers`` that stay, the ``shapes`` of
 narrowed parameters and the integer ``attributes`` of modules that follow them; the ``inputs`` of linear maps that are
-rounded; and what narrows the ``tokens`` as it runs.
+rounded; and what narrows the ``tokens`` and the ``cache`` as it runs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from isthmus.errors import BadArtifact, UnsupportedNetwork
+from isthmus.sites.experts import suit_experts
 from isthmus.sites.surgery import built_indices, keep_layers, refresh
 from isthmus.storage.holders import expect_coded
 from isthmus.storage.parts import PARTS, apply_part, described_parts
 from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, RoundedLinear, round_inputs, rounded_inputs
 
 METHOD = "isthmus"
-VERSION = 4  # 2: weights may be coded; 3: inputs may be rounded; 4: tokens may leave
+VERSION = 5  # 2: weights may be coded; 3: inputs may be rounded; 4: tokens may leave; 5: a cache may be planned
 
 # Attributes that say the shape of a parameter: they follow from it and are not written down.
 _FROM_SHAPES: dict[type[nn.Module], set[str]] = {
@@ -76,7 +77,7 @@ def describe_narrowing(
     skeleton = built(model) if skeleton is None else skeleton
     # What needs nothing newer says so, and older releases open it.
     inputs, parts = rounded_inputs(model), described_parts(model)
-    version = 4 if parts else 3 if inputs else 2 if coded else 1
+    version = 5 if "cache" in parts else 4 if parts else 3 if inputs else 2 if coded else 1
     description: dict[str, Any] = {"quant_method": METHOD, "version": version, "layers": None}
     removed = _removed_layers(skeleton, model, dict(layers or {}))
     if removed is not None:
@@ -213,6 +214,7 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
         _narrow_unsaved(model, prefix, touched)
     _set_attributes(model, parts["attributes"], prefix, strict)
     _refresh(model)
+    suit_experts(model)
     _round_inputs(model, parts["inputs"], prefix, strict)
     modules = dict(model.named_modules())
     for name in PARTS:

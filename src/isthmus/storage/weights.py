@@ -44,13 +44,25 @@ def _header(shapes: Shapes) -> tuple[bytes, int]:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     named = {name: (tuple(shape), _dtype_name(dtype)) for name, (shape, dtype) in shapes.items()}
-    for name in sorted(named, key=lambda name: (-_RANK[named[name][1]], name)):
+    for name in ordered(shapes):
         shape, dtype = named[name]
         end = position + math.prod(shape) * _SIZES[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     return text + b" " * (-len(text) % 8), position
+
+
+def header_of(shapes: Shapes) -> bytes:
+    """Return what stands before the tensors in a weight file: the header's length and the header."""
+    text, _ = _header(shapes)
+    return struct.pack("<Q", len(text)) + text
+
+
+def ordered(shapes: Shapes) -> list[str]:
+    """Return names in the order in which the format lays tensors out."""
+    named = {name: _dtype_name(dtype) for name, (_, dtype) in shapes.items()}
+    return sorted(named, key=lambda name: (-_RANK[named[name]], name))
 
 
 def header_bytes(shapes: Shapes) -> int:

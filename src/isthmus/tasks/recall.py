@@ -7,6 +7,7 @@ cannot answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,10 @@ Kind = Literal["pairs", "copies", "needles"]
 KINDS: tuple[Kind, ...] = ("pairs", "copies", "needles")
 SHORTEST = 128
 """Tokens of a text below which there is no looking far back."""
+CHUNK = 8
+"""Tokens of an answer's text that are read at once through a cache."""
+_RUN = 8
+"""Tokens of a copy that are one answer: of a whole copy, one wrong token in hundreds would leave nothing."""
 _FIRST = "amber birch cedar delta ember flint gable hazel ivory jumbo kettle linen maple noble olive pearl quartz river"
 _SECOND = (
     "anchor basket candle dragon engine falcon garden hammer island jacket kernel ladder magnet needle orchid pillar"
@@ -66,7 +71,16 @@ def recall(tokenizer: Any, kind: Kind, length: int, random: np.random.Generator,
     return _pairs(tokenizer, length, random) if kind == "pairs" else _copies(tokenizer, length, random)
 
 
-def recalled(model: Any, tokenizer: Any, length: int, text: Ids, *, seed: int = 0, count: int = 8) -> dict[str, float]:
+def recalled(
+    model: Any,
+    tokenizer: Any,
+    length: int,
+    text: Ids,
+    *,
+    seed: int = 0,
+    count: int = 8,
+    cache: Callable[[], Any] | None = None,
+) -> dict[str, float]:
     """Return of each kind the share of answers that are whole, over ``count`` texts of ``length`` tokens.
 
     Parameters
@@ -76,22 +90,46 @@ def recalled(model: Any, tokenizer: Any, length: int, text: Ids, *, seed: int = 
         What needles are put into; at least ``length`` tokens.
     seed : int
         Of the texts: the same ones for every model with this tokenizer.
+    cache : callable, optional
+        Returns an empty cache to read a text through; see `answered`.
     """
     random = np.random.default_rng((seed, 1 << 20))
     return {
         str(kind): float(
-            np.mean([answered(model, recall(tokenizer, kind, length, random, text)) for _ in range(count)])
+            np.mean(
+                [
+                    answered(model, recall(tokenizer, kind, length, random, text), cache() if cache else None)
+                    for _ in range(count)
+                ]
+            )
         )
         for kind in KINDS
     }
 
 
-def answered(model: Any, example: Recall) -> float:
-    """Return the share of the answers of which every token is the network's likeliest."""
+def answered(model: Any, example: Recall, cache: Any = None) -> float:
+    """Return the share of the answers of which every token is the network's likeliest.
+
+    Parameters
+    ----------
+    cache : transformers Cache, optional
+        What comes before the first answer is then read at once, and the rest through it, `CHUNK` tokens at a time.
+    """
     ids = torch.from_numpy(example.ids.astype(np.int64))
     with torch.no_grad():
-        guessed = model(ids[None], use_cache=False).logits[0].argmax(-1)
+        if cache is None:
+            guessed = model(ids[None], use_cache=False).logits[0].argmax(-1)
+        else:
+            first = example.answers[0][0]
+            parts = [ids[:first], *torch.split(ids[first:], CHUNK)]
+            guessed = torch.cat([model(part[None], past_key_values=cache).logits[0].argmax(-1) for part in parts])
     return float(np.mean([bool((guessed[a - 1 : b - 1] == ids[a:b]).all()) for a, b in example.answers]))
+
+
+def spoken(times: int = 2000) -> list[str]:
+    """Return texts of the words that recall lines are made of, so often that a vocabulary learnt on them has each."""
+    words = f"{_FIRST} {_SECOND}"
+    return [f"List: {words}\nAgain: {words}\nThe code of {words} is"] * times
 
 
 def _names(random: np.random.Generator, count: int) -> list[str]:
@@ -109,11 +147,17 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return found
 
 
+def _rows(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return found
+
+
 def _pairs(tokenizer: Any, length: int, random: np.random.Generator) -> Recall:
-    said, asked = [], []
-    for name in _names(random, 200):
-        number = _number(random)
-        said.append((_ids(tokenizer, f"The code of {name} is"), _ids(tokenizer, f" {number}"), _ids(tokenizer, ".\n")))
+    names = _names(random, 200)
+    ends = _ids(tokenizer, ".\n")
+    asked = _rows(tokenizer, [f"The code of {name} is" for name in names])
+    told = _rows(tokenizer, [f" {_number(random)}" for _ in names])
+    said = [(name, number, ends) for name, number in zip(asked, told, strict=True)]
     each = max(len(a) + len(b) + len(c) for a, b, c in said)
     said = said[: max(1, length // (2 * each))]
     ids: list[int] = [one for parts in said for part in parts for one in part]
@@ -122,7 +166,6 @@ def _pairs(tokenizer: Any, length: int, random: np.random.Generator) -> Recall:
         ids += said[at][0]
         answers.append((len(ids), len(ids) + len(said[at][1])))
         ids += said[at][1] + said[at][2]
-        asked.append(at)
     return Recall(np.array(ids[:length], dtype=np.int32), tuple(one for one in answers if one[1] <= length))
 
 
@@ -130,13 +173,15 @@ def _copies(tokenizer: Any, length: int, random: np.random.Generator) -> Recall:
     words = (_FIRST + " " + _SECOND).split()
     first = _ids(tokenizer, "List:")
     again = _ids(tokenizer, "\nAgain:")
+    pieces = _rows(tokenizer, [f" {word}" for word in words])
     body: list[int] = []
     while len(first) + len(again) + 2 * len(body) + 24 < length:
-        body += _ids(tokenizer, " " + words[int(random.integers(len(words)))])
+        body += pieces[int(random.integers(len(words)))]
     ids = first + body + again + body
     start = len(first) + len(body) + len(again)
     # The first words of the copy say where it is; what follows them can be known.
-    return Recall(np.array(ids, dtype=np.int32), ((start + 2, len(ids)),))
+    places = range(start + 2, len(ids), _RUN)
+    return Recall(np.array(ids, dtype=np.int32), tuple((at, min(at + _RUN, len(ids))) for at in places))
 
 
 def _taken(parts: list[tuple[list[int], list[int], list[int]]]) -> int:

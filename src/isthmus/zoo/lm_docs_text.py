@@ -16,7 +16,7 @@ from isthmus.errors import BadInput
 from isthmus.tasks.recall import Ids
 
 FILES = ("text/peps.txt", "text/eips.txt")
-VOCABULARY = 8192
+VOCABULARY = 4096
 END = "<|end|>"
 PADDING = "<|pad|>"
 _START = re.compile(r"^(?=PEP: \d+\nTitle:|---\neip: \d+\n)", re.MULTILINE)

@@ -67,7 +67,7 @@ def targets(model: Any, batches: Sequence[Tensor], *, prompt: int, chunk: int = 
     from transformers import DynamicCache
 
     check_batches(batches, prompt)
-    return [_read(model, batch, DynamicCache(config=model.config), prompt, chunk) for batch in batches]
+    return [read(model, batch, DynamicCache(config=model.config), prompt, chunk) for batch in batches]
 
 
 def lost(
@@ -101,7 +101,7 @@ def lost(
     nats, same, count, most, full = 0.0, 0, 0, 0, 0
     for batch, wanted in zip(batches, held, strict=True):
         cache = NarrowCache(model, settings)
-        found = _read(model, batch, cache, prompt, chunk)
+        found = read(model, batch, cache, prompt, chunk)
         nats += float((wanted.exp() * (wanted - found)).sum())
         same += int((wanted.argmax(-1) == found.argmax(-1)).sum())
         count += found.shape[0] * found.shape[1]
@@ -111,7 +111,18 @@ def lost(
 
 
 @torch.no_grad()
-def _read(model: Any, batch: Tensor, cache: Any, prompt: int, chunk: int) -> Tensor:
+def read(model: Any, batch: Tensor, cache: Any, prompt: int, chunk: int) -> Tensor:
+    """Read texts through a cache, the prompt at once and the rest in chunks.
+
+    Parameters
+    ----------
+    batch : Tensor, shape ``(rows, tokens)``
+
+    Returns
+    -------
+    Tensor, shape ``(rows, tokens - prompt, vocabulary)``
+        Log-probabilities of each token behind the prompt.
+    """
     out = [model(batch[:, :prompt], past_key_values=cache).logits[:, -1:]]
     for part in torch.split(batch[:, prompt:-1], chunk, 1) if batch.shape[1] > prompt + 1 else ():
         out.append(model(part, past_key_values=cache).logits)
