@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli import cache_commands, measuring_commands, options, token_commands, writing_commands
+from isthmus.cli import cache_commands, measuring_commands, options, rounding_commands, token_commands, writing_commands
 from isthmus.cli.output import print_text, write_text
 from isthmus.cli.progress import reporting
 from isthmus.errors import BadInput
@@ -406,6 +406,7 @@ app.command()(writing_commands.delta)
 app.command()(writing_commands.load)
 app.command()(writing_commands.export)
 app.command()(token_commands.tokens)
+app.command("round")(rounding_commands.round_)
 app.command()(measuring_commands.formats)
 app.command()(measuring_commands.inputs)
 app.command()(measuring_commands.watch)

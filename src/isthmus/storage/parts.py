@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-PARTS = {"tokens": "isthmus.bottlenecks.tokens.saving"}
+PARTS = {"tokens": "isthmus.bottlenecks.tokens.saving", "attention": "isthmus.bottlenecks.bits.rounded_attention"}
 
 
 def described_parts(model: nn.Module) -> dict[str, Any]:
