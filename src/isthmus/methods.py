@@ -102,6 +102,7 @@ def _coder(name: str, coder: Any, verdicts: dict[str, str]) -> MethodInfo:
 
 def _steps(verdicts: dict[str, str]) -> list[MethodInfo]:
     from isthmus.allocation.joint import search
+    from isthmus.bottlenecks.bits.after_training.registry import METHODS
     from isthmus.bottlenecks.tokens.narrowing import narrow_tokens
     from isthmus.bottlenecks.tokens.scores.information_degree import InformationDegree
     from isthmus.flow.activations import with_rounded_inputs
@@ -140,9 +141,14 @@ def _steps(verdicts: dict[str, str]) -> list[MethodInfo]:
             "Tokens that are redundant and mean little leave; a score of `isthmus tokens`.",
         ),
     )
+    ways = tuple(
+        (one.name, one.slug, "quantization", ("matrix", "activations"), type(one), _summary(type(one)))
+        for one in (make() for make in METHODS.values())
+        if one.slug is not None
+    )
     return [
         MethodInfo(name, "step", slug, family, _file(thing), kinds, _RUN_BY, verdicts.get(slug or name), summary)
-        for name, slug, family, kinds, thing, summary in found
+        for name, slug, family, kinds, thing, summary in (*found, *ways)
     ]
 
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli import cache_commands, layer_commands, measuring_commands, options, token_commands, writing_commands
+from isthmus.cli import (
+    cache_commands,
+    layer_commands,
+    measuring_commands,
+    options,
+    rounding_commands,
+    token_commands,
+    writing_commands,
+)
 from isthmus.cli.output import print_text, write_text
 from isthmus.cli.progress import reporting
 from isthmus.errors import BadInput
@@ -407,6 +415,7 @@ app.command()(writing_commands.load)
 app.command()(writing_commands.export)
 app.command()(token_commands.tokens)
 app.command()(layer_commands.layerwise)
+app.command("round")(rounding_commands.round_)
 app.command()(measuring_commands.formats)
 app.command()(measuring_commands.inputs)
 app.command()(measuring_commands.watch)

@@ -85,10 +85,10 @@ def start_study(
         If the network's anatomy is not known.
     """
     notes = check_suits(network, task)
-    if described_parts(network.model).get("tokens"):
-        raise BadInput(f"network {network.name}: its tokens are narrowed, which comes last; give it as it was before")
-    if described_parts(network.model).get("cache"):
-        raise BadInput(f"network {network.name}: its cache is planned, which comes last; give it as it was before")
+    if parts := described_parts(network.model):
+        said = {"tokens": "tokens are narrowed", "cache": "cache is planned", "attention": "attention is rounded"}
+        what = said[next(iter(parts))]
+        raise BadInput(f"network {network.name}: its {what}, which comes last; give it as it was before")
     sites = _of_kinds(discover(network), kinds, network.name)
     examples = list(task.require_train())
     random.Random(seed).shuffle(examples)

@@ -25,6 +25,7 @@ from isthmus.relevance.probe import make_probe, measure_network
 from isthmus.storage.artifact import check_output, save_artifact, update_record
 from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
+from isthmus.storage.parts import described_parts
 from isthmus.tasks import Task
 
 MEASURED = 64
@@ -83,6 +84,8 @@ def narrow_by_tokens(
     check_output(out)
     parsed(spec)
     check_suits(network, task)
+    if "attention" in described_parts(network.model):
+        raise BadInput(f"network {network.name}: its attention is rounded, which comes last; give it as it was before")
     found = tokens_of(network)
     if found.free:
         found = replace(found, total=max(mean_tokens(network, task.held_out.passages[:512]), found.prefix + 1))

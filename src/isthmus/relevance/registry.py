@@ -10,6 +10,7 @@ from isthmus.relevance.activation import Activation
 from isthmus.relevance.estimator import Estimator
 from isthmus.relevance.fisher import Fisher
 from isthmus.relevance.magnitude import Magnitude
+from isthmus.relevance.nvit import HessianLatency
 from isthmus.relevance.random import Random
 from isthmus.relevance.taylor import Taylor
 from isthmus.relevance.vib import VariationalBottleneck
@@ -18,6 +19,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "vib": VariationalBottleneck,
     "fisher": Fisher,
     "taylor": Taylor,
+    "nvit": HessianLatency,
     "activation": Activation,
     "magnitude": Magnitude,
     "random": Random,

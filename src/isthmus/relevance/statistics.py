@@ -46,7 +46,7 @@ def collect(
     gradients: dict[str, Scores] = {}
     squares: dict[str, Scores] = {}
     if "gradients" in needs:
-        gradients, squares = _gradients(probe, open_sites, seed, progress)
+        gradients, squares = gradients_at(probe, open_sites, seed, progress)
     return Statistics(activations, gradients, squares)
 
 
@@ -107,16 +107,29 @@ def _watch(model: nn.Module, gate: Gate, total: Tensor, mask: list[Tensor | None
     return [layer.register_forward_hook(change(index), with_kwargs=True) for index, layer in enumerate(layers)]
 
 
-def _gradients(
-    probe: Probe, sites: Sequence[Site], seed: int, progress: Progress
+def gradients_at(
+    probe: Probe,
+    sites: Sequence[Site],
+    seed: int,
+    progress: Progress,
+    closed: Mapping[str, Scores] | None = None,
 ) -> tuple[dict[str, Scores], dict[str, Scores]]:
     """Differentiate the loss of labels drawn from the network's own outputs by every gate.
+
+    Parameters
+    ----------
+    closed : mapping of str to ndarray of bool, optional
+        Units whose gates are closed meanwhile, shape ``(units,)``; all are open else.
 
     The divergence of a network from itself has no first derivative. Labels drawn from its own distribution give
     derivatives of mean zero whose squares average to the Fisher information, the second derivative of that divergence.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = {site.name: torch.ones(site.units, requires_grad=True) for site in sites}
+    values = {site.name: torch.ones(site.units) for site in sites}
+    for name, shut in (closed or {}).items():
+        values[name][torch.as_tensor(shut)] = 0
+    for value in values.values():
+        value.requires_grad_(True)
     first = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in sites}
     second = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in sites}
     parts = [(x, start) for x in probe.inputs for start in range(0, count_of(x), MICRO)]

@@ -30,13 +30,15 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
     attributes : dict
         Module path to integer attributes.
     inputs : dict or None
-        Module path to the bits that the input of that linear map is rounded to; None where none is.
+        Module path to the bits that the input of that linear map is rounded to, or the levels; None where none is.
     coded : dict or None
         Parameter name to the bytes of its code in the weight file; None where weights are plain.
     tokens : dict or None
         Which tokens stay after which layers; None where all do.
     cache : dict or None
         How the cache of each layer is narrowed; None where nothing is planned.
+    attention : dict or None
+        Module path to the levels that its attention rounds to; None where none does.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
         layers: dict[str, Any] | None = None,
         shapes: dict[str, list[int]] | None = None,
         attributes: dict[str, dict[str, int]] | None = None,
-        inputs: dict[str, int] | None = None,
+        inputs: dict[str, Any] | None = None,
         coded: dict[str, int] | None = None,
         tokens: dict[str, Any] | None = None,
         cache: dict[str, Any] | None = None,
+        attention: dict[str, Any] | None = None,
         quant_method: str = METHOD,
         **unknown: Any,
     ) -> None:
@@ -71,6 +74,8 @@ class IsthmusConfig(QuantizationConfigMixin):  # type: ignore[misc]
             self.tokens = tokens
         if cache is not None:
             self.cache = cache
+        if attention is not None:
+            self.attention = attention
 
 
 class IsthmusQuantizer(HfQuantizer):  # type: ignore[misc]

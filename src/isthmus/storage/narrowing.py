@@ -21,10 +21,11 @@ from isthmus.sites.experts import suit_experts
 from isthmus.sites.surgery import built_indices, keep_layers, refresh
 from isthmus.storage.holders import expect_coded
 from isthmus.storage.parts import PARTS, apply_part, described_parts
-from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, RoundedLinear, round_inputs, rounded_inputs
+from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, Even, RoundedLinear, even_of, round_inputs, rounded_inputs
 
 METHOD = "isthmus"
-VERSION = 5  # 2: weights may be coded; 3: inputs may be rounded; 4: tokens may leave; 5: a cache may be planned
+VERSION = 5
+# 2: weights may be coded; 3: inputs may be rounded; 4: tokens may leave; 5: to levels set beforehand, a cache planned
 
 # Attributes that say the shape of a parameter: they follow from it and are not written down.
 _FROM_SHAPES: dict[type[nn.Module], set[str]] = {
@@ -77,7 +78,8 @@ def describe_narrowing(
     skeleton = built(model) if skeleton is None else skeleton
     # What needs nothing newer says so, and older releases open it.
     inputs, parts = rounded_inputs(model), described_parts(model)
-    version = 5 if "cache" in parts else 4 if parts else 3 if inputs else 2 if coded else 1
+    newest = any(isinstance(one, Even) for one in inputs.values()) or "attention" in parts or "cache" in parts
+    version = 5 if newest else 4 if parts else 3 if inputs else 2 if coded else 1
     description: dict[str, Any] = {"quant_method": METHOD, "version": version, "layers": None}
     removed = _removed_layers(skeleton, model, dict(layers or {}))
     if removed is not None:
@@ -92,7 +94,9 @@ def describe_narrowing(
     }
     description["attributes"] = _changed_attributes(skeleton, model)
     if inputs:
-        description["inputs"] = inputs
+        description["inputs"] = {
+            path: one.data() if isinstance(one, Even) else one for path, one in sorted(inputs.items())
+        }
     description.update(parts)
     if coded:
         description["coded"] = dict(coded)
@@ -316,12 +320,13 @@ def _modules_named(
 
 def _round_inputs(model: nn.Module, inputs: Mapping[str, Any], prefix: str, strict: bool) -> None:
     modules = dict(model.named_modules())
-    for path, found, bits in _modules_named(inputs, modules, prefix, strict):
+    for path, found, rounding in _modules_named(inputs, modules, prefix, strict):
         if type(modules[found]) not in (nn.Linear, RoundedLinear):
             raise _misfit(f"{path} is not a linear map")
-        if type(bits) is not int or not LEAST_BITS <= bits <= MOST_BITS:
-            raise _misfit(f"inputs of {path} of {bits!r} bits")
-        round_inputs(model, {found: bits})
+        own = even_of(rounding) if isinstance(rounding, dict) else rounding
+        if own is None or (not isinstance(own, Even) and (type(own) is not int or not LEAST_BITS <= own <= MOST_BITS)):
+            raise _misfit(f"inputs of {path} of {rounding!r} bits")
+        round_inputs(model, {found: own})
 
 
 def _refresh(model: nn.Module) -> None:

@@ -12,7 +12,11 @@ from typing import Any
 
 from torch import nn
 
-PARTS = {"tokens": "isthmus.bottlenecks.tokens.saving", "cache": "isthmus.bottlenecks.cache.saving"}
+PARTS = {
+    "tokens": "isthmus.bottlenecks.tokens.saving",
+    "attention": "isthmus.bottlenecks.bits.rounded_attention",
+    "cache": "isthmus.bottlenecks.cache.saving",
+}
 
 
 def described_parts(model: nn.Module) -> dict[str, Any]:
