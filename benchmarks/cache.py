@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,21 +156,22 @@ def run(
 
     if not known(FULL, 1.0):
         keep({"method": FULL, "level": 1.0, **caches.measured(bed, bed.full)})
-    methods = singles(bed)
-    losses: Any = None
-    for level in shares:
-        for name, fit in methods.items():
-            if not known(name, level):
-                settings = fit(level * full)
-                keep({"method": name, "level": level, **_measured(bed, settings)})
-        if not known(JOINT, level):
-            started = time.monotonic()
-            if losses is None:
-                losses = lost_alone(bed.model, [bed.calibration], offered(), prompt=LENGTH - READ)
-            settings = _planned(bed, level * full, losses)
-            keep({"method": JOINT, "level": level, **_measured(bed, settings), "seconds": time.monotonic() - started})
-    if peer:
-        for point in pressed(bed, [level for level in shares if not known("kvpress window", level)], say):
+    missing_peer = [level for level in shares if not known("kvpress window", level)] if peer else []
+    with pressing(bed, missing_peer, say) as pressed:
+        methods = singles(bed)
+        losses: Any = None
+        for level in shares:
+            if not known(JOINT, level):
+                started = time.monotonic()
+                if losses is None:
+                    losses = lost_alone(bed.model, [bed.calibration], offered(), prompt=LENGTH - READ)
+                settings = _planned(bed, level * full, losses)
+                seconds = time.monotonic() - started
+                keep({"method": JOINT, "level": level, **_measured(bed, settings), "seconds": seconds})
+            for name, fit in methods.items():
+                if not known(name, level):
+                    keep({"method": name, "level": level, **_measured(bed, fit(level * full))})
+        for point in pressed():
             keep(point)
     return _write(out, points, full)
 
@@ -233,8 +235,9 @@ def environment(say: Say = print) -> Path:
     return python
 
 
-def pressed(bed: Bed, shares: list[float], say: Say) -> list[Point]:
-    """Return what kvpress's presses reach at shares of the full cache's bytes, measured as ours are.
+@contextmanager
+def pressing(bed: Bed, shares: list[float], say: Say) -> Iterator[Callable[[], list[Point]]]:
+    """Let kvpress run beside what follows; yield what waits for its points, measured as ours are.
 
     Raises
     ------
@@ -242,7 +245,8 @@ def pressed(bed: Bed, shares: list[float], say: Say) -> list[Point]:
         If its worker fails.
     """
     if not shares:
-        return []
+        yield list
+        return
     python = environment(say)
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as name:
         folder = Path(name)
@@ -260,15 +264,25 @@ def pressed(bed: Bed, shares: list[float], say: Say) -> list[Point]:
         (folder / "request.json").write_text(json.dumps(request))
         worker = Path(__file__).with_name("cache_worker.py")
         variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        done = subprocess.run(
+        told = (folder / "told.txt").open("w+")
+        process = subprocess.Popen(
             [str(python), "-P", "-W", "ignore", str(worker), str(folder / "request.json")],
-            capture_output=True, text=True, check=False, env=variables,
+            stdout=subprocess.DEVNULL, stderr=told, env=variables,
         )  # fmt: skip
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            raise IsthmusError(f"kvpress: {lines[-1] if lines else 'failed without a word'}")
-        found: list[Point] = json.loads((folder / "points.json").read_text())
-        return found
+
+        def wait() -> list[Point]:
+            if process.wait():
+                lines = (folder / "told.txt").read_text().strip().splitlines()
+                raise IsthmusError(f"kvpress: {lines[-1] if lines else 'failed without a word'}")
+            found: list[Point] = json.loads((folder / "points.json").read_text())
+            return found
+
+        try:
+            yield wait
+        finally:
+            process.kill()
+            process.wait()
+            told.close()
 
 
 def _write(out: Path, points: list[Point], full: int) -> dict[str, Any]:

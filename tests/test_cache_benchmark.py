@@ -51,7 +51,7 @@ def test_every_method_is_measured_at_equal_bytes(tmp_path: Path, monkeypatch: py
         assert points[name]["share"] <= 0.62
         assert points[name]["perplexity"] > 1
     assert len(points["joint plan"]["settings"]) == 2
-    assert [row["name"] for row in made["targets"]][0].startswith("cache at 60")
+    assert made["targets"][0]["name"].startswith("cache at 60")
     assert json.loads(out.read_text())["points"] == made["points"]
     again = benchmark.run(out, shares=(0.6,), peer=False, say=said.append)
     assert again["points"] == made["points"]
