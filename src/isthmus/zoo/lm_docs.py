@@ -178,6 +178,8 @@ def write(model: Any, tokenizer: Any, out: Path, card: dict[str, Any]) -> None:
         shutil.rmtree(partial)
     model.half().save_pretrained(partial, max_shard_size="5MB")
     model.float()
+    for path in partial.glob("*.safetensors"):
+        path.chmod(0o644)  # they are written for the owner only
     tokenizer.save_pretrained(partial)
     (partial / "lm_docs.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
     if out.exists():
