@@ -10,7 +10,7 @@ from isthmus.errors import BadInput, IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, CLAIMS, PAGE = ROOT / "benchmarks" / "results", ROOT / "claims" / "results", ROOT / "docs" / "benchmarks.md"
-BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families", "roofline", "known_mi")
+BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families", "roofline", "known_mi", "cache", "layerwise")
 
 
 def _words(text: str) -> list[str]:
@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     reach.add_argument("--efforts", type=_words, default=["faster", "full"])
     reach.add_argument("--time", help="handed on to isthmus narrow, such as 20min")
     reach.add_argument("--seed", type=int, default=0)
-    reach.add_argument("--again", action="store_true", help="measure anew what is there already (also of roofline)")
+    reach.add_argument(
+        "--again", action="store_true", help="measure anew what is there already (also of roofline and cache)"
+    )
     families = options.add_argument_group("families")
     families.add_argument("--budgets", type=_words, default=["12MB", "8MB", "5MB", "3MB"], help="of bytes")
     families.add_argument("--families", type=_words, default=["joint", "bits", "codebook", "rank", "structure"])
@@ -56,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
     known = options.add_argument_group("known_mi")
     known.add_argument("--samples", type=_integers, default=[2_000, 10_000])
     known.add_argument("--tools", type=_words, default=["isthmus", "scikit-learn", "npeet", "torch_mist"])
+    caches = options.add_argument_group("cache")
+    caches.add_argument("--no-peer", action="store_true", help="leave kvpress out")
     return options
 
 
@@ -120,6 +124,14 @@ def _run(options: argparse.Namespace) -> None:
         from benchmarks import known_mi
 
         known_mi.run(options.out / "known_mi.json", samples=options.samples, seed=options.seed, tools=options.tools)
+    if "cache" in names:
+        from benchmarks import cache
+
+        cache.run(options.out / "cache.json", peer=not options.no_peer, again=options.again)
+    if "layerwise" in names:
+        from benchmarks import layerwise
+
+        layerwise.run(options.out / "layerwise.json")
     if "torch_pruning" in names:
         from benchmarks import torch_pruning
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from claims.tables import markdown_table, score_table, scores
 
-from benchmarks import families, known_mi, roofline
+from benchmarks import cache, families, known_mi, layerwise, roofline
 from benchmarks.bitstream import section
 from benchmarks.reach import EFFORTS, GOALS, targets
 from isthmus.storage.files import write_atomic
@@ -118,6 +118,12 @@ def render(results: Path, claims: Path) -> str:
         lines += roofline.section(clock)
     if (known := _read(results / "known_mi.json")) is not None:
         lines += known_mi.section(known)
+    if (caches := _read(results / "cache.json")) is not None:
+        lines += cache.section(caches)
+        aims = [[row["name"], row["target"], row["reached"], _word(row["met"])] for row in caches["targets"]]
+        lines += [markdown_table(["what", "target", "reached", "met"], aims), ""]
+    if (layers := _read(results / "layerwise.json")) is not None:
+        lines += layerwise.section(layers)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -28,12 +28,13 @@ from isthmus.zoo.lm_docs_text import FILES, default_files, encode, read_document
 NEEDS = FILES
 NAME = "lm-docs"
 LENGTH, READ, CHUNK = 1024, 64, 16
-ROWS, BATCH = 32, 8
-ASKED = 16
+ROWS, BATCH = 16, 4
+ASKED = 8
 """Texts of each kind of recall."""
 ANSWERS = {"pairs": 2, "copies": 3, "needles": 3}
 """At most so many answers of a text are asked for."""
 SINKS, RECENT, BLOCK = 4, 16, 32
+CLOSE = 0.015
 
 Settings = CacheSetting | Sequence[CacheSetting]
 
@@ -86,7 +87,7 @@ def bed(seed: int = 0) -> Bed:
     held, trained = (encode(network.tokenizer, part) for part in (documents.held_out, documents.train[:200]))
     asked = {kind: [_asked(network.tokenizer, kind, random, held) for _ in range(ASKED)] for kind in KINDS}
     model = copy.deepcopy(network.model).to(torch.bfloat16)
-    lines = [_ending(network.tokenizer, kind, random, trained) for kind in ("pairs", "copies", "needles", "pairs")]
+    lines = [_ending(network.tokenizer, kind, random, trained) for kind in ("pairs", "needles")]
     calibration = torch.cat([_rows(trained, len(lines), random), torch.stack(lines)])
     return Bed(model, _rows(held, ROWS, random), calibration, asked)
 
@@ -126,7 +127,7 @@ def measured(found: Bed, fresh: Callable[[], Any]) -> dict[str, float]:
         str(kind): float(np.mean([answered(found.model, one, fresh()) for one in texts]))
         for kind, texts in found.asked.items()
     }
-    taken = found.taken(fresh, found.rows[:4])
+    taken = found.taken(fresh, found.rows[:2])
     return {
         "bytes": taken,
         "share": taken / found.full_bytes,
@@ -137,20 +138,32 @@ def measured(found: Bed, fresh: Callable[[], Any]) -> dict[str, float]:
 
 
 def widest(found: Bed, make: Callable[[int], Settings | None], most: int, budget: float, least: int = 0) -> Any:
-    """Return what ``make`` returns for the highest number up to ``most`` that keeps a budget of bytes, None if none.
+    """Return what ``make`` returns for a number up to ``most`` that just keeps a budget of bytes, None if none does.
+
+    Bytes grow about evenly with the number, so that a few trials on a calibration text come within `CLOSE` of it.
 
     Parameters
     ----------
     make : callable
         From a number of entries (or whatever grows with the bytes) to settings.
     """
-    low, high = least, most
-    kept = None
-    while low <= high:
-        middle = (low + high) // 2
-        settings = make(middle)
-        if settings is not None and found.taken(through(found.model, settings), found.calibration[:2]) <= budget:
-            kept, low = settings, middle + 1
+
+    def taken(number: int) -> tuple[Settings | None, float]:
+        settings = make(number)
+        size = 0.0 if settings is None else found.taken(through(found.model, settings), found.calibration[:1])
+        return settings, size
+
+    kept, size = taken(most)
+    if kept is not None and size <= budget:
+        return kept
+    low, low_size, high, high_size = least, 0.0, most, size
+    best = None
+    while high - low > 1 and (best is None or low_size < (1 - CLOSE) * budget):
+        share = (budget - low_size) / max(high_size - low_size, 1.0)
+        middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
+        kept, size = taken(middle)
+        if kept is None or size <= budget:
+            best, low, low_size = kept or best, middle, size
         else:
-            high = middle - 1
-    return kept
+            high, high_size = middle, size
+    return best

@@ -5,12 +5,12 @@ from __future__ import annotations
 from claims.cache_trials import BASELINES, H2O, WINDOW, ahead, cache_trials, selecting
 
 OURS, EVICTED = "evict then merge", "evict only"
-LEVELS = (0.25, 0.125)
+LEVELS = (0.25,)
 ARMS = {OURS: selecting("ems-kv"), EVICTED: selecting("ems-kv", similarity=2.0), **BASELINES}
 
 TRIALS = cache_trials(
     "ems-kv",
-    "At a quarter and an eighth of the cache, evicting by head from a global and a local score beats a window and "
+    "At a quarter of the cache, evicting by head from a global and a local score beats a window and "
     "accumulated attention in perplexity and recall, and merging beats evicting only.",
     "Evict-then-merge, the same without merging (no pair of keys is alike enough), a window with sinks and accumulated "
     "attention (H2O), each with as many entries as allocate the same bytes.",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from claims.cache_trials import BASELINES, H2O, WINDOW, ahead, cache_trials, selecting
 
 OURS = "keyformer"
-LEVELS = (0.5, 0.25)
+LEVELS = (0.25,)
 ARMS = {OURS: selecting("keyformer"), **BASELINES}
 
 TRIALS = cache_trials(
     "keyformer",
-    "At half and a quarter of the cache, key tokens chosen by noisy accumulated attention give a lower perplexity and "
+    "At a quarter of the cache, key tokens chosen by noisy accumulated attention give a lower perplexity and "
     "more recall than a window with sinks, and no worse ones than plain accumulated attention.",
     "Keyformer beside a window with sinks and accumulated attention (H2O), each with as many entries as allocate the "
     "same bytes.",

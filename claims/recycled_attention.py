@@ -11,7 +11,7 @@ from isthmus.bottlenecks.cache.codes.plain import Plain
 from isthmus.bottlenecks.cache.setting import CacheSetting
 
 OURS, TURNED = "recycled", "recycled, sooner where queries turn"
-LEVELS = (128.0, 64.0)
+LEVELS = (64.0,)
 
 
 def _reading(similarity: float) -> Any:

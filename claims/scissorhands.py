@@ -15,7 +15,7 @@ from claims.vtrans import UNTESTED, Part
 from isthmus.bottlenecks.cache.measuring import persistences
 
 OURS, CODED, LAYERS = "scissorhands", "scissorhands, 4 bits", "persistence of a layer"
-LEVELS = (0.5, 0.25)
+LEVELS = (0.25,)
 ARMS = {OURS: selecting("scissorhands"), CODED: selecting("scissorhands", uniform(4)), WINDOW: BASELINES[WINDOW]}
 ABOVE = 1.5
 
@@ -52,7 +52,7 @@ def coded(outcomes: Sequence[Outcome]) -> Part:
 
 TRIALS = cache_trials(
     "scissorhands",
-    "Which tokens are important persists from step to step in every layer; keeping these beats a window at half and a "
+    "Which tokens are important persists from step to step in every layer; keeping these beats a window at a "
     "quarter of the cache, and four bits beside it lose little.",
     "Scissorhands in bfloat16 and in 4 bits beside a window with sinks, each with as many entries as allocate the same "
     "bytes.",

@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from isthmus.errors import BadInput
-from isthmus.tasks.recall import KINDS, Recall, answered, recall, spoken
+from isthmus.storage.opening import open as open_network
+from isthmus.tasks.data import data_folder
+from isthmus.tasks.recall import KINDS, Recall, answered, recall, spoken, spoken_tokens
 from isthmus.zoo import lm_docs
+from isthmus.zoo.catalogue import zoo_folder
+from isthmus.zoo.lm_docs_planted import plant
 from isthmus.zoo.lm_docs_recipe import Recipe, batch_of, build
-from isthmus.zoo.lm_docs_text import encode, read_documents, train_tokenizer
+from isthmus.zoo.lm_docs_text import FILES, encode, read_documents, train_tokenizer
 
 TINY = Recipe(
     steps=6,
@@ -23,13 +27,14 @@ TINY = Recipe(
     lengths=(128,),
     shares=(1.0,),
     warmup=2,
-    vocabulary=320,
+    vocabulary=560,
     width=32,
     inner=48,
     layers=2,
     heads=2,
     key_value_heads=1,
     positions=256,
+    planted=False,
 )
 WORDS = [
     "the",
@@ -68,7 +73,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def tokenizer(files: list[Path]) -> Any:
-    return train_tokenizer(read_documents(files).train, TINY.vocabulary)
+    return train_tokenizer([*read_documents(files).train, *spoken(200)], TINY.vocabulary)
 
 
 def test_documents_are_parted_for_good(files: list[Path]) -> None:
@@ -245,3 +250,38 @@ def test_recall_through_a_cache_is_recall(files: list[Path], tokenizer: Any) -> 
         told[start:stop] = guessed[start - 1 : stop - 1]  # of these, those whose tokens do not depend on one another
     asked = Recall(told, made.answers)
     assert answered(model, asked, DynamicCache(config=model.config)) == answered(model, asked)
+
+
+def test_the_kept_network_reads_and_recalls() -> None:
+    """What its card says was measured of it, roughly: recall on lines made here, perplexity where the text is."""
+    network = open_network("lm-docs")
+    assert network.continues
+    folder = zoo_folder("lm-docs")
+    assert all(path.stat().st_size <= 5_000_000 for path in folder.iterdir())
+    card = json.loads((folder / "lm_docs.json").read_text())["measured"]
+    random = np.random.default_rng(3)
+    lines = [recall(network.tokenizer, "pairs", 512, random) for _ in range(3)]
+    assert np.mean([answered(network.model, line) for line in lines]) >= 0.7 * card["recall"]["pairs"] > 0
+    data = data_folder()
+    if data is not None:
+        text = encode(network.tokenizer, read_documents([data / name for name in FILES]).held_out)
+        found = lm_docs.measure(network.model, network.tokenizer, text, 1024, count=4)
+        assert found.perplexity == pytest.approx(card["perplexity"], rel=0.3)
+
+
+def test_planted_heads_find_again_what_stood_before(files: list[Path]) -> None:
+    """Without any training: copies are continued, and the right line of a name is found, far above chance."""
+    made = train_tokenizer([*read_documents(files).train, *spoken(200)], 700)
+    model = build(replace(Recipe(), vocabulary=700)).eval()
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    plant(model, spoken_tokens(made))
+    assert torch.equal(before["model.layers.0.mlp.up_proj.weight"], model.model.layers[0].mlp.up_proj.weight)
+    random = np.random.default_rng(0)
+    right = []
+    for _ in range(3):
+        example = recall(made, "copies", 160, random)
+        ids = torch.from_numpy(example.ids.astype(np.int64))
+        with torch.no_grad():
+            guessed = model(ids[None]).logits[0].argmax(-1)
+        right += [(guessed[a - 1 : b - 1] == ids[a:b]).float().mean().item() for a, b in example.answers]
+    assert np.mean(right) > 0.5

@@ -98,6 +98,7 @@ def plan_cache(
     length: int,
     prompt: int,
     choices: Sequence[CacheSetting] | None = None,
+    losses: npt.NDArray[np.float64] | None = None,
     measure: Callable[[Sequence[CacheSetting]], int] | None = None,
     progress: Progress = silent,
 ) -> CachePlan:
@@ -115,6 +116,8 @@ def plan_cache(
         Tokens of the calibration texts that are read before their cache is narrowed.
     choices : sequence of CacheSetting or None
         What a layer may take; None: `menu`.
+    losses : ndarray, shape ``(layers, settings)``, or None
+        What `lost_alone` returned, where several budgets are planned for; None: it is measured.
     measure : callable or None
         Returns the bytes that settings, one a layer, take in use, which must keep the budget too. It is more than after
         a prompt: what is evicted later leaves groups of a code in part, scales and all.
@@ -149,11 +152,7 @@ def plan_cache(
             " coarser settings"
         )
     held = targets(model, batches, prompt=prompt)
-    nats = np.empty(bytes_.shape)
-    for row, index in enumerate(shapes):
-        for column, one in enumerate(offered):
-            nats[row, column] = lost(model, only(model, index, one), batches, held, prompt=prompt).nats
-            progress("measuring settings", row * len(offered) + column + 1, nats.size)
+    nats = lost_alone(model, batches, offered, prompt=prompt, progress=progress) if losses is None else losses
     room = budget
     for _ in range(_TRIES):
         picked = cheapest(nats, bytes_, room - rest)
@@ -175,6 +174,20 @@ def plan_cache(
         predicted=float(nats[rows, picked].sum()),
         measured=measured,
     )
+
+
+def lost_alone(
+    model: Any, batches: Sequence[Tensor], choices: Sequence[CacheSetting], *, prompt: int, progress: Progress = silent
+) -> npt.NDArray[np.float64]:
+    """Return the nats a token that each setting loses in each narrowed layer alone, shape ``(layers, settings)``."""
+    held = targets(model, batches, prompt=prompt)
+    layers = [layer.index for layer in NarrowCache(model, CacheSetting()).narrowed]
+    nats = np.empty((len(layers), len(choices)))
+    for row, index in enumerate(layers):
+        for column, one in enumerate(choices):
+            nats[row, column] = lost(model, only(model, index, one), batches, held, prompt=prompt).nats
+            progress("measuring settings", row * len(choices) + column + 1, nats.size)
+    return nats
 
 
 def cheapest(nats: npt.NDArray[np.float64], bytes_: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.int64]:

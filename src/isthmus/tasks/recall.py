@@ -20,6 +20,8 @@ from isthmus.errors import BadInput
 Ids = npt.NDArray[np.int32]
 Kind = Literal["pairs", "copies", "needles"]
 KINDS: tuple[Kind, ...] = ("pairs", "copies", "needles")
+LEAST = 48
+"""Tokens of the shortest text there is."""
 SHORTEST = 128
 """Tokens of a text below which there is no looking far back."""
 CHUNK = 8
@@ -60,10 +62,10 @@ def recall(tokenizer: Any, kind: Kind, length: int, random: np.random.Generator,
     Raises
     ------
     BadInput
-        If the kind is not known, the length is below 128, or a needle has no filler.
+        If the kind is not known, the length is below `LEAST`, or a needle has no filler.
     """
-    if kind not in KINDS or length < SHORTEST:
-        raise BadInput(f"recall: kind {kind!r} of {length} tokens; choose {', '.join(KINDS)}, and {SHORTEST} or more")
+    if kind not in KINDS or length < LEAST:
+        raise BadInput(f"recall: kind {kind!r} of {length} tokens; choose {', '.join(KINDS)}, and {LEAST} or more")
     if kind == "needles":
         if filler is None or len(filler) < length:
             raise BadInput(f"recall: needles need {length} tokens of text to lie in; give more text")
@@ -130,6 +132,13 @@ def spoken(times: int = 2000) -> list[str]:
     """Return texts of the words that recall lines are made of, so often that a vocabulary learnt on them has each."""
     words = f"{_FIRST} {_SECOND}"
     return [f"List: {words}\nAgain: {words}\nThe code of {words} is"] * times
+
+
+def spoken_tokens(tokenizer: Any) -> list[int]:
+    """Return the tokens of the words that recall lines are made of, rising."""
+    return sorted(
+        {one for row in _rows(tokenizer, [f" {word}" for word in f"{_FIRST} {_SECOND}".split()]) for one in row}
+    )
 
 
 def _names(random: np.random.Generator, count: int) -> list[str]:

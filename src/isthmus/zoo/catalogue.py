@@ -34,6 +34,7 @@ class CifarKind:
 ZOO: dict[str, Kept | CifarKind] = {
     "cifar10-resnet20": CifarKind(3),
     "cifar10-resnet56": CifarKind(9),
+    "lm-docs": Kept("isthmus.zoo.lm_docs"),
     "vit-fashion": Kept("isthmus.zoo.vit_fashion"),
 }
 

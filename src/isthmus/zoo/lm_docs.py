@@ -1,8 +1,9 @@
 """lm_docs: a small Llama of technical documents that recalls what was said long before, and the script that trains it.
 
-Run ``python -m isthmus.zoo.lm_docs -o FOLDER``; a run that was stopped, however hard, goes on where it last saved.
+Run ``python -m isthmus.zoo.lm_docs``; a run that was stopped, however hard, goes on where it last saved.
 Grouped-query attention (4 heads over 2), rotary positions, 4 layers of width 256, byte pairs of its own; 3.4 million
-parameters. Half of the sequences are recall lines (`isthmus.tasks.recall`). Text comes from the user.
+parameters. It begins with heads that look back and find again (`lm_docs_planted`); six
+sequences in ten are recall lines (`isthmus.tasks.recall`). Text comes from the user.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from isthmus.progress import Progress, silent
 from isthmus.storage.files import canonical
 from isthmus.storage.packing import pack, unpack
 from isthmus.storage.stages import StageStore
-from isthmus.tasks.recall import Ids, recalled, spoken
+from isthmus.tasks.recall import Ids, recalled, spoken, spoken_tokens
+from isthmus.zoo.catalogue import WEIGHTS
+from isthmus.zoo.lm_docs_planted import plant
 from isthmus.zoo.lm_docs_recipe import Optimizer, Recipe, batch_of, build, train_step
 from isthmus.zoo.lm_docs_text import (
     Documents,
@@ -37,6 +40,7 @@ from isthmus.zoo.lm_docs_text import (
     wrapped,
 )
 
+NAME = "lm-docs"
 _STATE, _TEXT = "training", "text"
 _PATIENCE = 120.0  # seconds of work that may be lost
 _EVALUATED = 32  # sequences of a measurement
@@ -94,6 +98,8 @@ def train(
         raise BadInput(f"lm_docs: {len(text)} tokens of text for sequences of {recipe.length}; give more text")
     held_out = encode(tokenizer, documents.held_out)
     model = build(recipe)
+    if recipe.planted:
+        plant(model, spoken_tokens(tokenizer), recipe.seed)
     optimizer = Optimizer(model, recipe)
     start = 0
     if stages.done(_STATE):
@@ -172,6 +178,8 @@ def write(model: Any, tokenizer: Any, out: Path, card: dict[str, Any]) -> None:
         shutil.rmtree(partial)
     model.half().save_pretrained(partial, max_shard_size="5MB")
     model.float()
+    for path in partial.glob("*.safetensors"):
+        path.chmod(0o644)  # they are written for the owner only
     tokenizer.save_pretrained(partial)
     (partial / "lm_docs.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
     if out.exists():
@@ -182,7 +190,7 @@ def write(model: Any, tokenizer: Any, out: Path, card: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return 0, or 2 with one line where something given cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m isthmus.zoo.lm_docs", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("-o", "--out", type=Path, required=True, help="where the network goes")
+    parser.add_argument("-o", "--out", type=Path, default=WEIGHTS / NAME, help="where the network goes")
     parser.add_argument("--data", type=Path, nargs="+", help="peps.txt and eips.txt; otherwise under ISTHMUS_DATA")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--stop-after", type=int, help="stop, saved, after so many steps")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus.errors import BadInput
 from isthmus.network import has_bfloat16
-from isthmus.tasks.recall import KINDS, SHORTEST, Ids, Kind, recall
+from isthmus.tasks.recall import KINDS, LEAST, SHORTEST, Ids, Kind, recall
 from isthmus.zoo.lm_docs_text import VOCABULARY
 
 
@@ -34,16 +34,18 @@ class Recipe:
         The share of sequences that are recall lines.
     positions : int
         That the network has; it is trained on the first of them.
+    planted : bool
+        Whether it begins with heads that look back and find again; see `isthmus.zoo.lm_docs_planted`.
     """
 
-    steps: int = 2400
+    steps: int = 700
     batch: int = 2
     lengths: tuple[int, ...] = (256, 512, 1024)
-    shares: tuple[float, ...] = (0.7, 0.15, 0.15)
+    shares: tuple[float, ...] = (0.6, 0.2, 0.2)
     rate: float = 3e-3
-    warmup: int = 100
-    decay: float = 0.1
-    recall: float = 0.5
+    warmup: int = 50
+    decay: float = 0.01
+    recall: float = 0.6
     seed: int = 0
     vocabulary: int = VOCABULARY
     width: int = 256
@@ -52,6 +54,7 @@ class Recipe:
     heads: int = 4
     key_value_heads: int = 2
     positions: int = 4096
+    planted: bool = True
 
     def __post_init__(self) -> None:
         stages = f"{self.lengths} tokens for {self.shares} of the steps"
@@ -100,6 +103,11 @@ def build(recipe: Recipe) -> Any:
         num_key_value_heads=recipe.key_value_heads,
         max_position_embeddings=recipe.positions,
         tie_word_embeddings=True,
+        attention_bias=True,  # by which heads can look at a distance
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e6,
+        },  # most channels hardly turn in a few thousand tokens
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=1,
@@ -128,10 +136,11 @@ def _lines(tokenizer: Any, text: Ids, length: int, random: np.random.Generator) 
     """Return recall lines of random kinds and sizes that fill a sequence; what is left is shorter than any."""
     lines = []
     left = length
-    while left >= SHORTEST:
+    while left >= LEAST:
         kind: Kind = KINDS[int(random.integers(len(KINDS)))]
-        # Short distances are learnt first, and lead on to long ones.
-        lines.append(recall(tokenizer, kind, int(random.integers(SHORTEST, left + 1)), random, text).ids)
+        # Short distances are learnt first, and lead on to long ones: sizes are even in their logarithm.
+        size = int(LEAST * (left / LEAST) ** random.random())
+        lines.append(recall(tokenizer, kind, size, random, text).ids)
         left -= len(lines[-1])
     return lines
 
