@@ -9,7 +9,7 @@ from typing import Any
 
 from claims.tables import markdown_table, score_table, scores
 
-from benchmarks import families, known_mi, roofline
+from benchmarks import families, known_mi, roofline, vision_page
 from benchmarks.bitstream import section
 from benchmarks.reach import EFFORTS, GOALS, targets
 from isthmus.storage.files import write_atomic
@@ -118,6 +118,10 @@ def render(results: Path, claims: Path) -> str:
         lines += roofline.section(clock)
     if (known := _read(results / "known_mi.json")) is not None:
         lines += known_mi.section(known)
+    if peers := [found for path in sorted(results.glob("vision_pruning_*.json")) if (found := _read(path))]:
+        lines += vision_page.pruning_section(peers)
+    if (tokens := _read(results / "vision_tokens.json")) is not None:
+        lines += vision_page.tokens_section(tokens)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -46,7 +46,11 @@ TRIALS = {
     "cs-ib": "cs_ib",
     "dimco": "dimco",
     "ib-generalization-bound": "ib_generalization_bound",
+    "is-vit": "is_vit",
     "mpq": "mpq",
+    "nvit-hessian-pruning": "nvit_hessian_pruning",
+    "repq-vit": "repq_vit",
+    "repquant": "repquant",
 }
 """Claims about measures and objectives; the module of each has ``TRIALS``."""
 CLAIMS = ("vtrans", *CODING, *OWN, *TRIALS)
