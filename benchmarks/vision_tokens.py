@@ -48,7 +48,7 @@ POLICIES = (
     RANDOM,
 )
 LEAVING, LOST, FASTER = 0.4, 1.0, 0.25
-_STEPS = 20
+_STEPS = 10
 
 
 def narrowed_to(network: Network, task: Task, cost: TokenCost, policy: str) -> tuple[TokenNarrowing, float]:
@@ -61,10 +61,10 @@ def narrowed_to(network: Network, task: Task, cost: TokenCost, policy: str) -> t
     BadInput
         If no budget does it.
     """
-    found = cost.tokens
+    found, losses = cost.tokens, dict[str, float]()
     for step in range(_STEPS):
-        share = 1 - LEAVING + 0.04 - 0.01 * step
-        made = resolved(network, task, cost, f"{policy}:macs={share:.0%}")
+        share = 1 - LEAVING + 0.02 - 0.02 * step  # what is left of scoring and of the ends is not known beforehand
+        made = resolved(network, task, cost, f"{policy}:macs={share:.0%}", losses)
         entering = lengths(made, found.depth, found.total, found.prefix)
         gone = 1 - sum(entering) / (found.depth * found.total)
         if gone >= LEAVING:
