@@ -51,14 +51,16 @@ class Training:
     """How the network is trained: shifts and mirrors, the rate rising over the warm-up and falling as a cosine.
 
     Matrices of the layers are trained by Muon (Jordan et al. 2024, its steps of the size that AdamW's have: Liu et al.
-    2025, arXiv 2502.16982), which needs about half as many passes; all else by AdamW.
+    2025, arXiv 2502.16982), which needs about half as many passes; all else by AdamW. At the end images are passed as
+    they are, neither shifted nor mirrored, labels as they are, from weights in half precision and a rate that falls to
+    zero.
 
     Parameters
     ----------
-    epochs : float
-        Passes over the train images.
+    epochs, last : float
+        Passes over the train images, and passes at the end.
     batch : int
-    learning_rate, weight_decay : float
+    learning_rate, last_rate, weight_decay : float
     warmup : float
         Share of the steps in which the rate rises.
     smoothing : float
@@ -69,8 +71,10 @@ class Training:
     """
 
     epochs: float = 8.0
+    last: float = 1.0
     batch: int = 128
     learning_rate: float = 1.5e-3
+    last_rate: float = 3e-4
     weight_decay: float = 0.05
     warmup: float = 0.05
     smoothing: float = 0.1
@@ -80,8 +84,10 @@ class Training:
     neurons: int = 512
     seed: int = 0
 
-    def rate_at(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step of so many."""
+    def rate_at(self, step: int, steps: int, end: int = 0) -> float:
+        """Return the learning rate of a step of so many, behind which as many as ``end`` says come at the end."""
+        if step >= steps:
+            return self.last_rate * (1 - (step - steps) / max(1, end))
         rise = max(1.0, self.warmup * steps)
         if step < rise:
             return self.learning_rate * (step + 1) / rise
@@ -170,14 +176,18 @@ def train(
         If the loss is no longer finite.
     """
     each = max(1, len(images.train) // training.batch)
-    steps = max(1, round(training.epochs * each))
+    whole = max(1, round(training.epochs * each))
+    steps = whole + round(training.last * each)
     optimizers = _optimizers(model, training)
     step = _resumed(stages, model, optimizers)
     first, started = step, time.monotonic()
     saved = started
     model.train()
     while step < steps and (most is None or step - first < most):
-        loss = _step(model, optimizers, images, training, step, steps)
+        if step == whole:
+            model.half().float()
+            optimizers = _optimizers(model, training)
+        loss = _step(model, optimizers, images, training, step, whole, steps - whole)
         if not math.isfinite(loss):
             raise IsthmusError(f"{NAME}: the loss is no longer finite at step {step}; give a lower learning rate")
         step += 1
@@ -224,20 +234,25 @@ def _resumed(stages: StageStore, model: Any, optimizers: Sequence[Any]) -> int:
     return int(found["step"])
 
 
-def _step(model: Any, optimizers: Sequence[Any], images: Images, training: Training, step: int, steps: int) -> float:
+def _step(
+    model: Any, optimizers: Sequence[Any], images: Images, training: Training, step: int, steps: int, end: int
+) -> float:
     """Take an optimizer step; which images, and how they are moved, follows from the seed and the step alone."""
     each = max(1, len(images.train) // training.batch)
     epoch, place = divmod(step, each)
     order = np.random.default_rng((training.seed, epoch)).permutation(len(images.train))
     chosen = order[place * training.batch : (place + 1) * training.batch]
     pixels = pixel_values(WANTED, images.train[chosen])
-    pixels = moved(pixels, random_moves(WANTED, len(chosen), (training.seed, step, 1)), WANTED)
+    if step < steps:
+        pixels = moved(pixels, random_moves(WANTED, len(chosen), (training.seed, step, 1)), WANTED)
     with low_precision():
         logits = model(pixel_values=pixels).logits
-    loss = F.cross_entropy(logits.float(), images.train_labels[chosen], label_smoothing=training.smoothing)
+    loss = F.cross_entropy(
+        logits.float(), images.train_labels[chosen], label_smoothing=training.smoothing * (step < steps)
+    )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = training.rate_at(step, steps)
+            group["lr"] = training.rate_at(step, steps, end)
         optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
