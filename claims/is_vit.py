@@ -23,7 +23,7 @@ from isthmus.bottlenecks.bits.after_training.plain import PlainRounding
 from isthmus.bottlenecks.bits.after_training.repq_vit import RepqVit
 from isthmus.bottlenecks.bits.rounded_attention import Levels
 
-IMAGES, LEVELS = 256, (3.0, 4.0)
+IMAGES, LEVELS = 256, (4.0, 3.0)
 OURS, DIRECT, FOLDED, PLAIN = "is-vit", "trained directly", "repq-vit", "plain"
 ARMS: dict[str, Method] = {OURS: IsVit(), DIRECT: IsVit(staged=False), FOLDED: RepqVit(), PLAIN: PlainRounding()}
 SHIFTED, POWERS, EVEN = "shifted", "powers of two", "even"

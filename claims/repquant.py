@@ -14,7 +14,7 @@ from isthmus.bottlenecks.bits.after_training.plain import PlainRounding
 from isthmus.bottlenecks.bits.after_training.repq_vit import RepqVit
 from isthmus.bottlenecks.bits.after_training.repquant import RepQuant
 
-LEVELS = (4.0, 6.0)
+LEVELS = (4.0,)
 OURS, FOLDED, DUAL, SET, PLAIN = "repquant", "repq-vit", "dual clipping alone", "weights set anew alone", "plain"
 ARMS: dict[str, Method] = {
     OURS: RepQuant(),
@@ -43,7 +43,6 @@ TRIALS = Trials(
     parts=lambda outcomes: [
         ahead(outcomes, OURS, FOLDED, 4.0, "against folding alone"),
         ahead(outcomes, OURS, PLAIN, 4.0, "against plain rounding"),
-        ahead(outcomes, OURS, PLAIN, 6.0, "against plain rounding, 6 bits"),
         ahead(outcomes, DUAL, FOLDED, 4.0, "dual clipping"),
         ahead(outcomes, OURS, DUAL, 4.0, "weights set anew"),
     ],

@@ -25,7 +25,7 @@ from isthmus.storage.opening import open as open_network
 from isthmus.tasks import Task
 from isthmus.tasks.data import data_folder
 
-IMAGES, HELD = 32, 2000
+IMAGES, HELD = 32, 1000
 """Levels are set on so many images, and judged on so many that the network was not trained on."""
 NEEDS = (FASHION,)
 MODEL = "vit-fashion"
