@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks import vision_tokens
+from benchmarks import peer, vision_tokens
 from benchmarks.pruning_networks import KINDS, set_weights, spelled_out, tensors_of
 from benchmarks.vision_page import pruning_section, tokens_section
 from benchmarks.vision_pruning import conclude, run, wanted_points
@@ -93,3 +94,23 @@ def test_the_policy_is_chosen_by_what_it_loses_on_images_to_tune_on() -> None:
     text = "\n".join(tokens_section({"original": original, "points": points, "record": record, **found}))
     assert "| `b:merge` | 41.0% | 60.0% | 0.1000 | 89.50% | 7.0 | 70.0% |" in text
     assert "| yes |" in text
+
+
+@pytest.mark.skipif(not (peer.VENV / ".installed").exists(), reason="Torch-Pruning is not installed: make bench")
+@pytest.mark.parametrize("kind", ["vit", "cifar-resnet"])
+def test_what_comes_back_is_what_was_pruned(kind: str, tmp_path: Path) -> None:
+    network = pictured.vit() if kind == "vit" else pictured.resnet()
+    if kind != "vit":
+        spelled_out(network.model)
+        network.model.config.image_size = 16
+    task = pictured.pictures_task(60, channels=1 if kind == "vit" else 3)
+    example = KINDS[kind].example(network.model.config.to_dict())
+    whole = measure_macs(network.model, example)
+    handed = peer.Handed(network, kind, int(0.7 * whole), 0.05)
+    gradients = peer.label_gradients(network, task.labelled[:20])
+    settings = peer.ask(peer.environment(), tmp_path, handed, "group taylor", gradients)
+    assert settings
+    for setting in settings:
+        made = peer.rebuild(handed, tmp_path, setting)
+        assert 0.95 * handed.target <= measure_macs(made.model, example) == setting["cost"] <= handed.target
+    assert measure_macs(network.model, example) == whole
