@@ -10,7 +10,18 @@ from isthmus.errors import BadInput, IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, CLAIMS, PAGE = ROOT / "benchmarks" / "results", ROOT / "claims" / "results", ROOT / "docs" / "benchmarks.md"
-BENCHMARKS = ("reach", "torch_pruning", "bitstream", "families", "roofline", "known_mi", "cache", "layerwise")
+BENCHMARKS = (
+    "reach",
+    "torch_pruning",
+    "bitstream",
+    "families",
+    "roofline",
+    "known_mi",
+    "vision_pruning",
+    "vision_tokens",
+    "cache",
+    "layerwise",
+)
 
 
 def _words(text: str) -> list[str]:
@@ -32,11 +43,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--table", action="store_true", help="only write docs/benchmarks.md from the results")
     options.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the results are")
     options.add_argument("--model", default="minilm")
-    peer = options.add_argument_group("torch_pruning")
-    peer.add_argument("--steps", type=int, default=150, help="of recovery")
-    peer.add_argument("--seeds", type=_integers, default=[0])
+    peer = options.add_argument_group("torch_pruning and vision_pruning")
+    peer.add_argument("--steps", type=int, help="of recovery (150; of vision_pruning what fits each network)")
+    peer.add_argument("--seeds", type=_integers, help="0 (of vision_pruning 0,1,2)")
     peer.add_argument("--shares", type=_floats, default=[0.75, 0.5, 0.25, 0.1])
     peer.add_argument("--effort", default="faster", choices=("faster", "fast", "full"), help="of our gates")
+    peer.add_argument("--networks", type=_words, default=["resnet56", "vit"], help="of vision_pruning")
     reach = options.add_argument_group("reach")
     reach.add_argument("--only", type=_words, default=["half", "quarter", "tenth", "latency"], help="which budgets")
     reach.add_argument("--efforts", type=_words, default=["faster", "full"])
@@ -50,10 +62,12 @@ def parser() -> argparse.ArgumentParser:
     families.add_argument("--families", type=_words, default=["joint", "bits", "codebook", "rank", "structure"])
     families.add_argument("--recovery", default="none", choices=("none", "faster", "fast", "full"))
     families.add_argument(
-        "--validation", action="store_true", help="score on pairs held out of STS-B train; kept under build/validation"
+        "--validation",
+        action="store_true",
+        help="score on what is held out of the data to tune on (also of vision_pruning); kept under build/validation",
     )
     roofline = options.add_argument_group("roofline")
-    roofline.add_argument("--threads", type=int, help="of the engine; all cores if not given")
+    roofline.add_argument("--threads", type=int, help="of the engine; all cores if not given (also of vision_tokens)")
     roofline.add_argument("--passes", type=int, default=6, help="over all micro-benchmarks and networks")
     known = options.add_argument_group("known_mi")
     known.add_argument("--samples", type=_integers, default=[2_000, 10_000])
@@ -139,9 +153,27 @@ def _run(options: argparse.Namespace) -> None:
             options.out / "torch_pruning.json",
             model=options.model,
             shares=options.shares,
-            seeds=options.seeds,
-            steps=options.steps,
+            seeds=options.seeds or [0],
+            steps=options.steps or 150,
             effort=options.effort,
+        )
+    if "vision_pruning" in names:
+        from benchmarks import vision_pruning
+
+        vision_pruning.run(
+            ROOT / "build" / "validation" if options.validation else options.out,
+            networks=options.networks,
+            seeds=options.seeds or [0, 1, 2],
+            steps=options.steps,
+            validation=options.validation,
+        )
+    if "vision_tokens" in names:
+        from benchmarks import vision_tokens
+
+        vision_tokens.run(
+            (ROOT / "build" / "validation" if options.validation else options.out) / "vision_tokens.json",
+            threads=options.threads,
+            validation=options.validation,
         )
 
 

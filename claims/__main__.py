@@ -49,9 +49,13 @@ TRIALS = {
     "dimco": "dimco",
     "ib-generalization-bound": "ib_generalization_bound",
     "ems-kv": "ems_kv",
+    "is-vit": "is_vit",
     "keyformer": "keyformer",
     "mpq": "mpq",
+    "nvit-hessian-pruning": "nvit_hessian_pruning",
     "recycled-attention": "recycled_attention",
+    "repq-vit": "repq_vit",
+    "repquant": "repquant",
     "scissorhands": "scissorhands",
     "zipvl": "zipvl",
 }

@@ -15,10 +15,14 @@ import numpy.typing as npt
 from isthmus.tasks import Task, load_task
 from isthmus.tasks.data import data_folder
 from isthmus.tasks.passages import clean_passages
+from isthmus.tasks.splitting import task_of
 from isthmus.tasks.tables import read_table
 from isthmus.tasks.task import HeldOut, fingerprint
+from isthmus.zoo.vit_fashion import divided
 
 VALIDATION_PAIRS = 1000
+CIFAR, FASHION = "cifar10/train-20k.npz", "fashion-mnist"
+HELD_IMAGES, VALIDATION_IMAGES = 5000, 2500
 
 
 def why_not(*parts: str) -> str | None:
@@ -71,3 +75,40 @@ def encoder_task(folder: Path, *, validation: bool = False) -> Task:
     name = "sts:stsb with SST-2" + (", validation" if validation else "")
     digest = fingerprint(stsb.kind, train, held_out, (), (), ())
     return replace(stsb, name=name, train=train, held_out=held_out, pairs=(), fingerprint=digest)
+
+
+def image_task(folder: Path, which: str, *, validation: bool = False) -> Task:
+    """Return the task of a benchmark on images: all that is there in two parts, to tune on and to be judged by.
+
+    Parameters
+    ----------
+    which : str
+        `CIFAR`, of which 5,000 images are held out by a seed, or `FASHION`, of which those are that the zoo's ViT was
+        not trained on.
+    validation : bool
+        Hold out 2,500 of the images to tune on instead, and leave out what is held out else: what is chosen is chosen
+        on these.
+    """
+    task = load_task(f"images:{folder / which}")
+    if which == FASHION:
+        tuned, held = divided(task)
+    else:
+        rows = [*task.labelled, *zip(task.held_out.examples, task.held_out.labels, strict=True)]
+        order = np.random.default_rng(7).permutation(len(rows))
+        held, tuned = ([rows[index] for index in part] for part in (order[:HELD_IMAGES], order[HELD_IMAGES:]))
+    if validation:
+        order = np.random.default_rng(7).permutation(len(tuned))
+        own = [[tuned[index] for index in part] for part in (order[:VALIDATION_IMAGES], order[VALIDATION_IMAGES:])]
+        held, tuned = own
+    examples, labels = zip(*held, strict=True)
+    name = f"{task.name}{', validation' if validation else ''}"
+    return task_of(
+        task.kind,
+        name,
+        [image for image, _ in tuned],
+        HeldOut(examples=examples, labels=labels),
+        task.metric_name,
+        labelled=tuple(tuned),
+        label_names=task.label_names,
+        notes=task.notes,
+    )

@@ -101,3 +101,24 @@ def test_bad_runs_are_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     wild = replace(TINY, learning_rate=1e30)
     with pytest.raises(IsthmusError, match="no longer finite"):
         train(build(wild), read_images(folder), wild, store(tmp_path, wild))
+
+
+def test_the_shipped_network_opens_and_is_what_its_record_says() -> None:
+    """Its weights lie in the package; accuracy is of the first images of the validation part, where data is there."""
+    from isthmus.tasks.data import data_folder
+    from isthmus.zoo.catalogue import zoo_folder
+
+    place = zoo_folder(NAME)
+    record = json.loads((place / "training.json").read_text())
+    assert record["training"] == json.loads(json.dumps(asdict(Training())))
+    assert record["validation"] >= 0.91
+    assert sum(file.stat().st_size for file in place.iterdir()) <= 5_000_000
+    assert not [file.name for file in place.iterdir() if file.suffix not in (".json", ".safetensors")]
+    network = open_network(NAME)
+    assert network.images == vit_fashion.WANTED
+    data = data_folder()
+    if data is None or not (data / "fashion-mnist").exists():
+        pytest.skip("no real data: set ISTHMUS_DATA to its folder")
+    held = load_task(f"images:{data / 'fashion-mnist'}").held_out
+    found = embed(network, list(held.examples)).argmax(1)
+    assert (found == np.asarray(held.labels)).mean() > 0.89

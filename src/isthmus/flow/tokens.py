@@ -23,6 +23,7 @@ from isthmus.plan import Plan
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import make_probe, measure_network
 from isthmus.storage.artifact import check_output, save_artifact, update_record
+from isthmus.storage.files import canonical
 from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
 from isthmus.storage.parts import described_parts
@@ -125,8 +126,17 @@ def narrow_by_tokens(
     return FewerTokens(opened, plan, rows)
 
 
-def resolved(network: Network, task: Task, cost: TokenCost, spec: str) -> TokenNarrowing:
-    """Return the policy that a line of text asks for, solved for where it names a budget."""
+def resolved(
+    network: Network, task: Task, cost: TokenCost, spec: str, losses: dict[str, float] | None = None
+) -> TokenNarrowing:
+    """Return the policy that a line of text asks for, solved for where it names a budget.
+
+    Parameters
+    ----------
+    losses : dict of str to float, optional
+        What policies lost that were measured already; those that are measured now are added.
+    """
+    known = {} if losses is None else losses
     score, action, kind, value = parsed(spec)
     if kind != BUDGET:
         return TokenNarrowing(score, action, scheduled(kind, value))
@@ -136,8 +146,10 @@ def resolved(network: Network, task: Task, cost: TokenCost, spec: str) -> TokenN
     probe = make_probe(network, list(task.require_train())[:MEASURED])
 
     def lost(policy: TokenNarrowing) -> float:
-        tokens = cost.tokens
-        with narrowed(network.model, tokens.layers, policy, prefix=tokens.prefix, restore=reads_all(network)):
-            return max(0.0, measure_network(probe, network))
+        tokens, key = cost.tokens, canonical(to_data(policy)).decode()
+        if key not in known:
+            with narrowed(network.model, tokens.layers, policy, prefix=tokens.prefix, restore=reads_all(network)):
+                known[key] = max(0.0, measure_network(probe, network))
+        return known[key]
 
     return solved(cost, score, action, share / WHOLE * cost.whole(), lost)

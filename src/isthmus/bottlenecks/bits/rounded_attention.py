@@ -42,7 +42,10 @@ class Table:
 
     def __call__(self, entries: Tensor) -> Tensor:
         """Return the level of each entry, in the shape of ``entries``."""
-        # A sum of steps, which every engine has; few entries lie beyond many bounds.
+        if not torch.compiler.is_exporting():
+            values, bounds = (torch.tensor(one, dtype=entries.dtype) for one in (self.values, self.bounds))
+            return values[torch.bucketize(entries.detach().contiguous(), bounds, right=True)]
+        # A sum of steps, which every engine has.
         found = torch.full_like(entries, self.values[0])
         for low, high, bound in zip(self.values, self.values[1:], self.bounds, strict=False):
             found = found + (high - low) * (entries >= bound).to(entries.dtype)

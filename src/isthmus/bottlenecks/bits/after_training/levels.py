@@ -13,8 +13,6 @@ from isthmus.storage.rounding import Even
 
 QUANTILES = (0.999, 0.9999, 0.99999, 1.0)
 """Shares of the entries that levels reach from either end, each tried (RepQ-ViT tries the same)."""
-SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Shares of the smallest and of the largest entry that dual clipping tries, each with each."""
 _ENTRIES = 1 << 16
 _LEAST = 1e-8
 
@@ -44,17 +42,15 @@ def channel_levels(values: Tensor, bits: int, *, dual: bool = False) -> tuple[Te
     ----------
     values : Tensor, shape ``(rows, channels)``
     dual : bool
-        Try to clip either end by itself (RepQuant's dual clipping), rather than quantiles of both.
+        Try the quantiles of either end by themselves, each with each (RepQuant's dual clipping), rather than the same
+        of both.
 
     Returns
     -------
     tuple of Tensor, shape ``(channels,)``
     """
-    if dual:
-        low, high = values.amin(0), values.amax(0)
-        bounds = [(low * below, high * above) for below in SHRINKS for above in SHRINKS]
-    else:
-        bounds = [(_quantile(values, 1 - share), _quantile(values, share)) for share in QUANTILES]
+    ends = [(_quantile(values, 1 - share), _quantile(values, share)) for share in QUANTILES]
+    bounds = [(low, high) for low, _ in ends for _, high in ends] if dual else ends
     best = torch.full((values.shape[1],), torch.inf)
     step, zero = torch.ones(values.shape[1]), torch.zeros(values.shape[1])
     for low, high in bounds:

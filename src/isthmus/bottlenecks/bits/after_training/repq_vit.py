@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from isthmus.bottlenecks.bits.after_training.folding import folded
-from isthmus.bottlenecks.bits.after_training.levels import log_levels
+from isthmus.bottlenecks.bits.after_training.levels import log_levels, tensor_levels
 from isthmus.bottlenecks.bits.after_training.method import (
     Job,
     attention_levels,
@@ -21,23 +23,34 @@ from isthmus.bottlenecks.bits.after_training.method import (
     nearest_codes,
 )
 from isthmus.bottlenecks.bits.after_training.observing import layers_of, observe
+from isthmus.bottlenecks.bits.rounded_attention import Levels
 from isthmus.network import Network
 
 
 @dataclass(frozen=True)
 class RepqVit:
-    """Scale reparameterization of norms and of attention weights."""
+    """Scale reparameterization of norms and of attention weights.
+
+    Parameters
+    ----------
+    root : int
+        Attention weights get levels by powers of this root of two: 2, or 1 for powers of two; 0 for even levels.
+    """
 
     name: str = "repq-vit"
     slug: str | None = "repq-vit"
+    root: int = 2
 
     def rounded(self, job: Job) -> Network:
         """Return the rounded network."""
         student = copied(job.network)
         seen = observe(student, job.examples, layers_of(student))
         known = folded(student, seen, job)
-        attention = attention_levels(
-            seen.attention, job.activations, lambda weights: log_levels(weights, job.activations)
-        )
-        inputs = input_levels(seen, job.activations, known)
+        bits, root = job.activations, self.root
+
+        def weights(seen: Tensor) -> Levels:
+            return log_levels(seen, bits, root) if root else tensor_levels(seen, bits)
+
+        attention = attention_levels(seen.attention, bits, weights)
+        inputs = input_levels(seen, bits, known)
         return finished(student, inputs, attention, nearest_codes(student, job.weights))
