@@ -43,10 +43,20 @@ TRIALS = {
     "bf16-or-death": "bf16_or_death",
     "cie-audit": "cie_audit",
     "compressed-nets-forget": "compressed_nets_forget",
+    "crate": "crate",
     "cs-ib": "cs_ib",
     "dimco": "dimco",
+    "dnn-server-overheads": "dnn_server_overheads",
     "ib-generalization-bound": "ib_generalization_bound",
+    "ib-lossy-compression": "ib_lossy_compression",
+    "layer-by-layer": "layer_by_layer",
+    "llm-viewer": "llm_viewer",
+    "mec-b": "mec_b",
     "mpq": "mpq",
+    "normgrad": "normgrad",
+    "posterior-collapse-cvae-hvae": "posterior_collapse",
+    "shape-of-learning": "shape_of_learning",
+    "ssl-transfer": "ssl_transfer",
 }
 """Claims about measures and objectives; the module of each has ``TRIALS``."""
 CLAIMS = ("vtrans", *CODING, *OWN, *TRIALS)
