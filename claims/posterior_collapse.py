@@ -1,6 +1,6 @@
 """Posterior collapse (Dang et al. 2024): how many latents die, from the data's spectrum, beside networks that trained.
 
-33 exact optima and 66 short trainings of small autoencoders: three minutes on one core.
+42 exact optima and 42 short trainings of small autoencoders: three minutes on one core.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LINEAR, RELU = "linear", "ReLU"
 FIXED, LEARNT = "two levels, variances fixed", "two levels, variances learnt"
 CONDITIONAL = tuple(f"{kind}, {share}" for kind in (LINEAR, RELU) for share in ROWS)
 HIERARCHICAL = tuple(f"{kind}, {how}" for kind in (LINEAR, RELU) for how in (FIXED, LEARNT))
-BETAS = (0.5, 2.0, 4.0, 8.0, 24.0)
-ABOVE, ABOVE_LEARNT = (1.0, 1.5, 2.1, 3.0, 4.5), (1.5, 2.1, 3.0)
+BETAS = (0.5, 2.0, 8.0)
+ABOVE, ABOVE_LEARNT = (1.5, 3.0, 4.5), (1.5, 3.0)
 """Weights of the second level's divergence; that of the first is 1. Learnt variances want more than the first's."""
 DEVIATION, NOISE, LATENTS, LEVELS = 0.2, 1.0, 10, (10, 6)
 """Of the decoder, of the fixed variances; how many latents, and on both levels."""
 LEAST = 0.01
 """Nats below which a latent is dead, by the rule as by what is measured."""
-HIDDEN, STEPS, BATCH, RATE = 64, 1000, 128, 3e-3
+HIDDEN, STEPS, BATCH, RATE = 64, 700, 128, 3e-3
 CONCORDANT, MOSTLY = 0.95, 0.8
 
 
@@ -62,7 +62,7 @@ def optimum(shapes: Mapping[str, tuple[int, ...]], loss: Callable[..., Tensor], 
     """Return parameters of the least loss, from a random start, in float64."""
     torch.manual_seed(seed)
     found = {name: (0.3 * torch.randn(shape, dtype=torch.float64)).requires_grad_() for name, shape in shapes.items()}
-    optimizer = torch.optim.LBFGS(found.values(), max_iter=600, line_search_fn="strong_wolfe", tolerance_change=1e-14)
+    optimizer = torch.optim.LBFGS(found.values(), max_iter=600, line_search_fn="strong_wolfe", tolerance_change=1e-10)
 
     def step() -> Tensor:
         optimizer.zero_grad()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from claims import (
+    cramming_1568,
     crate,
+    cvib,
     dnn_server_overheads,
     ib_lossy_compression,
     layer_by_layer,
@@ -161,6 +163,7 @@ def test_pairs_that_are_ordered_alike() -> None:
 @pytest.mark.parametrize("arm", [posterior_collapse.CONDITIONAL[2], posterior_collapse.CONDITIONAL[3]])
 def test_latents_of_a_heavy_divergence_die(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posterior_collapse, "STEPS", 60)
+    monkeypatch.setattr(posterior_collapse, "LATENTS", 2)
     found = posterior_collapse.measure(Point(arm, 24.0, 0))
     assert found["predicted"] == 0
     if arm.startswith(posterior_collapse.LINEAR):
@@ -405,3 +408,67 @@ def test_images_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
         dnn_server_overheads.sent.cache_clear()
     assert 0 < found["outside"] < 1
     assert found["apart"] < 0.05
+
+
+# The contrastive bottleneck.
+
+
+def test_a_token_is_planted_by_label() -> None:
+    labels = torch.tensor([0, 1] * 500)
+    split = cvib.Split(torch.full((1000, 5), 7), labels)
+    found = cvib.planted(split, (0.1, 0.9), 0)
+    carries = found.ids[:, 1] == cvib.PLANTED
+    assert carries[labels == 1].float().mean() == pytest.approx(0.9, abs=0.05)
+    assert carries[labels == 0].float().mean() == pytest.approx(0.1, abs=0.05)
+    assert torch.equal(found.ids[:, 2:], split.ids[:, 2:])
+    assert not (split.ids == cvib.PLANTED).any()
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(0.1, [HOLDS, HOLDS, HOLDS]), (0.5, [FAILS, FAILS, FAILS])])
+def test_leaning_on_a_token(lost: float, expected: list[str]) -> None:
+    def figures(point: Point) -> dict[str, Any]:
+        own = point.arm == cvib.OURS
+        clean = 0.8 - (0.1 if own and lost > 0.3 else 0.0)
+        return {"clean": clean, "lost": (lost if own else 0.3) + noise(point), "turned": 0.5}
+
+    assert verdicts("cvib", figures) == expected
+
+
+def test_classifiers_are_trained_beside_their_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(64) % 2
+    own = cvib.Split(torch.randint(2, 20, (64, 6)), labels)
+    monkeypatch.setattr(cvib, "_words", lambda: (None, torch.randn(20, 8, generator=torch.Generator().manual_seed(0))))
+    monkeypatch.setattr(
+        cvib, "data", lambda _: (cvib.planted(own, (0.0, 1.0), 0), own, cvib.planted(own, (1.0, 0.0), 0))
+    )
+    monkeypatch.setattr(cvib, "EPOCHS", 25)
+    first, again = (cvib.measure(Point(cvib.OURS, 1e-3, 0)) for _ in range(2))
+    plain = cvib.measure(Point(cvib.PLAIN, 0.0, 0))
+    assert first == again
+    assert plain["lost"] == pytest.approx(plain["clean"] - plain["turned"])
+    assert plain["turned"] < 0.3  # the token alone decides
+
+
+# Cramming.
+
+
+@pytest.mark.parametrize(("held", "expected"), [(30.0, [HOLDS, HOLDS, HOLDS]), (90.0, [FAILS, FAILS, FAILS])])
+def test_what_a_vector_holds(held: float, expected: list[str]) -> None:
+    def figures(point: Point) -> dict[str, Any]:
+        if point.arm == cramming_1568.RANDOM:
+            return {"tokens": 8.0, "bits": 28.0}
+        if point.arm == cramming_1568.SMALLER:
+            return {"tokens": 5.0 if held < 60 else 12.0, "bits": 20.0}
+        if held > 60:
+            return {"tokens": 9.0 - 2 * (point.level > 1), "bits": held}
+        return {"tokens": 15.0 + 5 * (point.level > 1), "bits": held}
+
+    assert verdicts("cramming-1568", figures) == expected
+
+
+def test_random_tokens_are_the_same_again() -> None:
+    first, again = cramming_1568.random_tokens(3), cramming_1568.random_tokens(3)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert {len(one) for one in first} == {cramming_1568.LONGEST}
+    assert int(min(one.min() for one in first)) >= 2
