@@ -17,7 +17,7 @@ from isthmus.information import objectives
 from isthmus.information.binning import AdaptiveBins
 from isthmus.information.bounds import influence
 from isthmus.information.canonical import canonical_ratio
-from isthmus.information.compression import entropy_parts, principal_components
+from isthmus.information.compression import Compressed, principal_components
 from isthmus.information.critic import Critic, Recipe, radii
 from isthmus.information.determinism import determined
 from isthmus.information.discrete import plug_in_parts
@@ -135,11 +135,21 @@ def test_bins_hold_equally_many_distinct_values() -> None:
     assert len(sizes) == 4
 
 
-def test_entropies_of_known_distributions() -> None:
+def test_codes_that_fill_fewer_dimensions_than_they_have_are_compared_right() -> None:
+    """Points on a circle and its overtones: four components, one dimension; two of them share log(1 / 0.2) nats."""
     rng = np.random.default_rng(0)
-    assert entropy_parts(rng.uniform(size=(4000, 1)), 5).mean() == pytest.approx(0, abs=0.05)
-    normal = rng.normal(size=(4000, 2))
-    assert entropy_parts(normal, 5).mean() == pytest.approx(np.log(2 * np.pi * np.e), abs=0.06)
+    first = rng.uniform(0, 2 * np.pi, 2000)
+    second = first + rng.uniform(0, 0.2 * 2 * np.pi, 2000)
+
+    def curve(angle: np.ndarray) -> np.ndarray:
+        parts = [np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)]
+        return np.stack(parts, 1) @ np.random.default_rng(1).normal(size=(4, 30))
+
+    x, y = (Side(curve(angle), "continuous") for angle in (first, second))
+    assert Compressed().estimate(x, y, rng).nats == pytest.approx(np.log(5), abs=0.1)
+    # A fifth of the circle each: the label is known from the angle.
+    labels = Side((first // (0.4 * np.pi)).astype(np.int64)[:, None].astype(float), "discrete")
+    assert Compressed().estimate(x, labels, rng).nats == pytest.approx(np.log(5), abs=0.05)
 
 
 def test_principal_components_keep_the_most_variance() -> None:

@@ -91,12 +91,15 @@ def measure_layers(study: Study, progress: Progress = silent) -> tuple[Layer, ..
     tuple of Layer
         Empty where the network has no layers.
     """
-    network, probe = study.network, study.probe
-    stack = next((site for site in sites_of(network).values() if site.name == LAYERS), None)
-    if stack is None:
+    return measure_probe(study.network, study.probe, study.seed, progress)
+
+
+def measure_probe(network: Network, probe: Probe, seed: int = 0, progress: Progress = silent) -> tuple[Layer, ...]:
+    """Measure layers as `measure_layers` does, on a probe of its own."""
+    paths = layer_paths(network)
+    if not paths:
         return ()
-    paths = [f"{stack.module}.{index}" for index in range(stack.units)]
-    views = _views(probe, study.seed)
+    views = _views(probe, seed)
     runs = len(probe.inputs) + sum(len(inputs) for inputs in views)
     done = 0
 
@@ -107,11 +110,32 @@ def measure_layers(study: Study, progress: Progress = silent) -> tuple[Layer, ..
 
     whole = _run(network, paths, probe.inputs, advance, tokenwise=True)
     disturbed = [_run(network, paths, inputs, advance) for inputs in views]
-    names = [EMBEDDINGS, *(f"layer {index}" for index in range(stack.units))]
+    names = [EMBEDDINGS, *(f"layer {index}" for index in range(len(paths)))]
     return tuple(
-        Layer(name, _measure(whole[place], [one[place].vectors for one in disturbed], study.seed))
+        Layer(name, _measure(whole[place], [one[place].vectors for one in disturbed], seed))
         for place, name in enumerate(names)
     )
+
+
+def layer_paths(network: Network) -> tuple[str, ...]:
+    """Return the paths of a network's layers, none where it has none."""
+    stack = next((site for site in sites_of(network).values() if site.name == LAYERS), None)
+    return () if stack is None else tuple(f"{stack.module}.{index}" for index in range(stack.units))
+
+
+def layer_vectors(network: Network, batches: Sequence[dict[str, Tensor]]) -> tuple[Vectors, ...]:
+    """Return the mean over an example's tokens of what enters the first layer and of what leaves each.
+
+    Parameters
+    ----------
+    batches : sequence of dict
+        What the model takes, as `isthmus.network.encode` makes it.
+
+    Returns
+    -------
+    tuple of ndarray, shape ``(examples, width)``
+    """
+    return tuple(one.vectors for one in _run(network, layer_paths(network), batches, lambda: None))
 
 
 @dataclass

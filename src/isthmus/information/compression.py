@@ -1,4 +1,4 @@
-"""Compress each side to few dimensions, then nearest-neighbour entropies of the codes."""
+"""Compress each side to few dimensions, then nearest neighbours among the codes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import numpy.typing as npt
 from scipy.special import psi
 
 from isthmus.errors import BadInput
-from isthmus.information.marginals import standardised
-from isthmus.information.neighbours import kth_distances
+from isthmus.information.ksg import ksg_parts
+from isthmus.information.marginals import gaussianised
 from isthmus.information.result import CC, CD, Estimate, Kinds, Side
+from isthmus.information.ross import ross_parts
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """``h(x') + h(y') - h(x', y')`` of the codes of a linear autoencoder (Butakov et al. 2024, section 3).
+    """``I(x'; y')`` of the codes of a linear autoencoder, by nearest neighbours (Butakov et al. 2024, section 3).
 
     The codes are the leading principal components; information of codes is at most that of what was coded, and what is
-    lost with the other components is not known. Entropies are those of Kozachenko and Leonenko. With labels it is
-    ``h(x') - sum p h(x' | label)``.
+    lost with the other components is not known. The paper adds up entropies ``h(x') + h(y') - h(x', y')``, each with
+    distances of its own, for codes of exactly as many dimensions as the data has. Where codes fill fewer, each entropy
+    depends on how many and their sum falls without end, so here the three are taken at one distance a sample (Kraskov
+    et al. 2004; with labels Ross 2014), and what they have in common cancels.
 
     Parameters
     ----------
@@ -33,7 +36,7 @@ class Compressed:
     """
 
     name: ClassVar[str] = "compressed"
-    about: ClassVar[str] = "principal components, then k-NN entropies; for sides that lie near few dimensions"
+    about: ClassVar[str] = "principal components, then nearest neighbours; for sides that lie near few dimensions"
     paper: ClassVar[str] = "Butakov et al. 2024, arXiv 2305.08013"
     slug: ClassVar[str | None] = "ib-lossy-compression"
     kinds: ClassVar[tuple[Kinds, ...]] = (CC, CD)
@@ -50,23 +53,13 @@ class Compressed:
         code, kept = principal_components(x.values, self.dims)
         notes = [_lost("x", kept)]
         if y.kind == "discrete":
-            return Estimate(*self._given_labels(standardised(code), y.symbols), warnings=tuple(filter(None, notes)))
+            parts = ross_parts(gaussianised(code), y.symbols, self.neighbours)
+            return Estimate(float(parts.mean()), parts, warnings=tuple(filter(None, notes)))
         other, share = principal_components(y.values, self.dims)
         notes.append(_lost("y", share))
-        # Not ranks: they are spaced evenly, and the entropy is read off how unevenly samples are spaced.
-        sides = [standardised(code), standardised(other)]
-        parts = [entropy_parts(side, self.neighbours) for side in (*sides, np.hstack(sides))]
-        found = parts[0] + parts[1] - parts[2]
-        return Estimate(float(found.mean()), found, warnings=tuple(filter(None, notes)))
-
-    def _given_labels(self, code: Floats, labels: npt.NDArray[np.int64]) -> tuple[float, Floats]:
-        parts = entropy_parts(code, self.neighbours)
-        for label in np.unique(labels):
-            own = np.flatnonzero(labels == label)
-            if len(own) <= self.neighbours:
-                raise BadInput(f"a label has {len(own)} samples; entropies take more than {self.neighbours} of each")
-            parts[own] -= entropy_parts(code[own], self.neighbours)
-        return float(parts.mean()), parts
+        parts = ksg_parts(gaussianised(code), gaussianised(other), self.neighbours)
+        ceiling = float(psi(len(parts)))
+        return Estimate(float(parts.mean()), parts, ceiling=ceiling, warnings=tuple(filter(None, notes)))
 
 
 def principal_components(values: Floats, dims: int) -> tuple[Floats, float]:
@@ -74,16 +67,6 @@ def principal_components(values: Floats, dims: int) -> tuple[Floats, float]:
     centred = values - values.mean(0)
     spreads, directions = np.linalg.eigh(centred.T @ centred)
     return centred @ directions[:, ::-1][:, :dims], float(spreads[::-1][:dims].sum() / max(spreads.sum(), 1e-300))
-
-
-def entropy_parts(points: Floats, neighbours: int) -> Floats:
-    """Return what each sample adds to the entropy in nats, shape ``(samples,)``.
-
-    ``psi(n) - psi(k) + d log(2 r)``, ``r`` the distance to the k-th neighbour in the maximum norm (Kozachenko and
-    Leonenko 1987; Kraskov et al. 2004, equation 20).
-    """
-    radii = np.maximum(kth_distances(points, neighbours), 1e-300)
-    return np.asarray(psi(len(points)) - psi(neighbours) + points.shape[1] * np.log(2 * radii), dtype=np.float64)
 
 
 def _lost(name: str, kept: float) -> str:
