@@ -78,9 +78,9 @@ class Case:
 
 CASES = {
     "resnet56": Case(
-        "resnet56", "cifar10-resnet56={models}/cifar10-resnet56.safetensors", CIFAR, "cifar-resnet", 150, 0.5
+        "resnet56", "cifar10-resnet56={models}/cifar10-resnet56.safetensors", CIFAR, "cifar-resnet", 80, 0.5
     ),
-    "vit": Case("vit", "vit-fashion", FASHION, "vit", 150, 1.0),
+    "vit": Case("vit", "vit-fashion", FASHION, "vit", 100, 1.0),
 }
 
 
