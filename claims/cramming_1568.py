@@ -1,6 +1,6 @@
 """Cramming (Kuratov et al. 2025): how many tokens a vector holds, and what limits it.
 
-Searches of vectors for a small decoder: three to four minutes on one core, besides the training of the decoders.
+Searches of vectors for a small decoder: two minutes on one core, besides the training of the decoders.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from isthmus.tasks.data import data_folder
 NATURAL, RANDOM, SMALLER = "natural text", "random tokens", "natural text, smaller model"
 VECTORS = (1.0, 2.0)
 SMALL = replace(small_lm.RECIPE, width=64, layers=3, kept=(0, small_lm.RECIPE.steps))
-SEARCH = Recipe(steps=250, rate=0.2)
-TEXTS, LONGEST = 2, 48
+SEARCH = Recipe(steps=150, rate=0.2)
+TEXTS, LONGEST = 1, 32
 """Texts of each kind a seed, and tokens of one at the most."""
 CLOSE = 0.25
 
@@ -56,7 +56,7 @@ def random_tokens(seed: int) -> tuple[Tensor, ...]:
 
 
 def measure(point: Point) -> Mapping[str, Any]:
-    """Seek the longest beginnings of two texts that vectors hold."""
+    """Seek the longest beginnings of texts that vectors hold."""
     model = small_lm.trained(point.seed, recipe=SMALL if point.arm == SMALLER else small_lm.RECIPE)
     given = random_tokens(point.seed) if point.arm == RANDOM else texts(point.seed)
     start = small_lm.text().tokenizer.bos_token_id
@@ -108,9 +108,9 @@ TRIALS = Trials(
     experiment=(
         f"GPT-2s of width {small_lm.RECIPE.width} and six layers, and of width {SMALL.width} and three, trained by "
         f"seed for {small_lm.RECIPE.steps} short steps on plain text, frozen. Vectors are sought for beginnings of "
-        f"{TEXTS} texts a seed of at most {LONGEST} tokens: sentences of STS-B dev, and tokens drawn evenly; at most "
-        f"{SEARCH.steps} steps a search, so lengths are what this search finds. The models of the paper are a thousand "
-        "times larger."
+        f"texts of at most {LONGEST} tokens, {TEXTS} of each kind a seed: sentences of STS-B dev, and tokens drawn "
+        f"evenly; at most {SEARCH.steps} steps a search, so lengths are what this search finds. The models of the "
+        "paper are a thousand times larger."
     ),
     arms={NATURAL: VECTORS, RANDOM: VECTORS[:1], SMALLER: VECTORS[:1]},
     seeds=(0, 1, 2),

@@ -1,6 +1,6 @@
 """Layer by layer (Skean et al. 2025): which layer of a language model says most of a text, and what tells so.
 
-Two networks at seven places, three times; with the training of the decoders three to four minutes on one core.
+Two networks at seven places, three times; besides the training of the decoders a minute on one core.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LAYERS = tuple(float(place) for place in range(7))
 MIDDLE, LAST = LAYERS[1:-1], LAYERS[-1]
 """Of seven places, what enters the first layer and what leaves each of six."""
 TASKS = ("similarity", "sentiment", "documents")
-PAIRS, TRAINED, TESTED, PROBED, LONGEST = 300, 400, 400, 160, 48
+PAIRS, TRAINED, TESTED, PROBED, LONGEST = 250, 250, 300, 96, 32
 """Pairs of texts; texts that a linear probe is fitted to and tested on; texts without labels; tokens of a text."""
 TOLD: dict[str, int] = {"prompt entropy": 1, "curvature": -1, "InfoNCE": 1, "DiME": 1}
 """Measures that need no labels, and whether more of one is to mean a better layer."""

@@ -340,7 +340,7 @@ def test_estimates_from_codes_and_pixels(off: float, expected: list[str]) -> Non
 def test_transfer_follows_the_source(slope: float, expected: list[str]) -> None:
     def figures(point: Point) -> dict[str, Any]:
         lost = 1 - point.level
-        swapped = {1.0: 0.0, 0.9: 0.3, 0.75: 0.1, 0.6: 0.4, 0.45: 0.6, 0.3: 0.5}[point.level]
+        swapped = {1.0: 0.0, 0.85: 0.3, 0.7: 0.2, 0.5: 0.6, 0.3: 0.5}[point.level]
         many, few = 0.9 - slope * 0.1 * lost + noise(point), 0.9 - slope * 0.5 * swapped + noise(point)
         sets = {f"{name}, {column}": value for name in ssl_transfer.SETS for column, value in
                 ((ssl_transfer.MANY, many), (ssl_transfer.FEW, few))}  # fmt: skip
