@@ -39,9 +39,9 @@ from isthmus.storage.files import write_atomic
 from isthmus.zoo.catalogue import zoo_folder
 
 SHARES = (0.25, 0.125)
-SELECTORS = ("window", "key-norm", "h2o", "snapkv", "keyformer", "scissorhands", "ems-kv")
+SELECTORS = ("snapkv", "window", "h2o", "key-norm", "scissorhands", "keyformer", "ems-kv")
 BITS = (8, 6, 5, 4, 3, 2, 1)
-PLANNED = ("snapkv", "h2o")
+PLANNED = ("snapkv",)
 JOINT, FULL = "joint plan", "full"
 TARGETS = {0.25: (0.01, 0.01), 0.125: (0.03, 0.05)}
 """At a share: the most that perplexity may rise (a share) and recall fall (a share of answers)."""
@@ -97,17 +97,14 @@ def singles(bed: Bed) -> dict[str, Callable[[float], Any]]:
 
         return widest(bed, make, 1000, budget)
 
-    found: dict[str, Callable[[float], Any]] = {name: selected(name, Plain()) for name in SELECTORS}
-    for bits in (8, 4, 2):
-        found[f"snapkv, {bits} bits"] = selected("snapkv", uniform(bits))
-    found["uniform bits"] = coded
-    found["zipvl, 4 and 2 bits"] = zipped
-    learnt_tables = tables(bed)
-
     def coupled(budget: float) -> Any:
-        settings = [CacheSetting(codes=(one,), sinks=SINKS, recent=RECENT, block=BLOCK) for one in learnt_tables]
+        settings = [CacheSetting(codes=(one,), sinks=SINKS, recent=RECENT, block=BLOCK) for one in tables(bed)]
         return widest(bed, lambda _: settings, 0, budget)
 
+    found: dict[str, Callable[[float], Any]] = {"snapkv, 4 bits": selected("snapkv", uniform(4)), "uniform bits": coded}
+    found |= {name: selected(name, Plain()) for name in SELECTORS}
+    found |= {f"snapkv, {bits} bits": selected("snapkv", uniform(bits)) for bits in (8, 2)}
+    found["zipvl, 4 and 2 bits"] = zipped
     found["coupled, 1 bit"] = coupled
     return found
 
@@ -116,7 +113,7 @@ def offered() -> list[CacheSetting]:
     """Return what a layer may take in the joint plan."""
     found = [CacheSetting(codes=(code,), sinks=SINKS, recent=RECENT, block=BLOCK) for code in _codes()]
     for name in PLANNED:
-        for share in (0.5, 0.35, 0.22, 0.12):
+        for share in (0.35, 0.2, 0.1):
             for code in _codes()[1:]:
                 made = _kept(registry.selector(name), code)(int(share * LENGTH))
                 if isinstance(made, CacheSetting):
@@ -125,7 +122,7 @@ def offered() -> list[CacheSetting]:
 
 
 def _codes() -> list[Code]:
-    return [Plain(), *(uniform(bits) for bits in (6, 4, 3, 2))]
+    return [Plain(), *(uniform(bits) for bits in (4, 3, 2))]
 
 
 def run(

@@ -36,7 +36,7 @@ SHAPE = {
     "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
     "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False,
 }  # fmt: skip
-STOPPED_AT = 5
+STOPPED_AT = 3
 """Layers after which the first run is stopped."""
 
 Say = Callable[[str], None]
@@ -118,6 +118,7 @@ def run(out: Path, *, to: str = "params=60%", say: Say = print) -> dict[str, Any
         "result": {key: value for key, value in found.items() if key != "folder"},
         "met": found["peak_bytes"] <= MOST_BYTES and found["opened_params"] == found["params"][1],
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, (json.dumps(made, indent=1) + "\n").encode())
     say(f"{found['peak_bytes'] / 1e9:.2f} GB held at most, {found['params'][1]:,} of {params:,} parameters")
     return made

@@ -7,7 +7,6 @@ rest. Recall is asked for once the prompt, which holds what is asked for, is nar
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from isthmus.bottlenecks.cache.cache import NarrowCache, allocated_bytes
-from isthmus.bottlenecks.cache.measuring import read
+from isthmus.bottlenecks.cache.measuring import in_bfloat16, read
 from isthmus.bottlenecks.cache.setting import CacheSetting
 from isthmus.storage.opening import open as open_network
 from isthmus.tasks.recall import KINDS, Kind, Recall, answered, recall
@@ -86,7 +85,7 @@ def bed(seed: int = 0) -> Bed:
     random = np.random.default_rng((seed, 77))
     held, trained = (encode(network.tokenizer, part) for part in (documents.held_out, documents.train[:200]))
     asked = {kind: [_asked(network.tokenizer, kind, random, held) for _ in range(ASKED)] for kind in KINDS}
-    model = copy.deepcopy(network.model).to(torch.bfloat16)
+    model = in_bfloat16(network.model)
     lines = [_ending(network.tokenizer, kind, random, trained) for kind in ("pairs", "needles")]
     calibration = torch.cat([_rows(trained, len(lines), random), torch.stack(lines)])
     return Bed(model, _rows(held, ROWS, random), calibration, asked)

@@ -13,6 +13,7 @@ import isthmus
 import quick
 import small
 from isthmus.bottlenecks.cache import registry
+from isthmus.bottlenecks.cache.measuring import in_bfloat16
 from isthmus.bottlenecks.cache.saving import apply, describe, keep_settings, kept_settings
 from isthmus.bottlenecks.cache.setting import CacheSetting
 from isthmus.budget import parse_budget
@@ -65,7 +66,9 @@ def test_a_budget_of_the_cache_is_met_and_the_opened_network_gives_it(
         assert all(
             torch.equal(a, b) for a, b in zip(opened.model.parameters(), network.model.parameters(), strict=True)
         )
-    half = opened.model.to(torch.bfloat16)
+    half = in_bfloat16(opened.model)
+    assert half.model.rotary_emb.inv_freq.dtype == torch.float32 != half.dtype
+    object.__setattr__(opened, "model", half)
     cache = opened.cache()
     with torch.no_grad():
         half(torch.full((1, LENGTH - 1), 7), past_key_values=cache)

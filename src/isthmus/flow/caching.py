@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isthmus.allocation.cache import menu, plan_cache
 from isthmus.bottlenecks.cache.cache import NarrowCache, allocated_bytes
-from isthmus.bottlenecks.cache.measuring import read
+from isthmus.bottlenecks.cache.measuring import in_bfloat16, read
 from isthmus.bottlenecks.cache.saving import keep_settings, kept_settings, new_cache
 from isthmus.bottlenecks.cache.setting import CacheSetting
 from isthmus.budget import Budget, Limit
@@ -109,7 +109,7 @@ def narrow_cache(
     """
     length = network.max_length
     rows = _rows(network, texts_of(list(examples), "task"), length, MEASURED_ROWS)
-    model = _in_half(network.model)
+    model = in_bfloat16(network.model)
 
     def taken(settings: Sequence[CacheSetting]) -> int:
         most = 0
@@ -143,7 +143,7 @@ def measure_cache(network: Network, texts: Sequence[str], *, seed: int = 0) -> d
     """
     from transformers import DynamicCache
 
-    model = _in_half(network.model)
+    model = in_bfloat16(network.model)
 
     def fresh() -> Any:
         return new_cache(model) if planned(network) else DynamicCache(config=model.config)
@@ -165,10 +165,6 @@ def measure_cache(network: Network, texts: Sequence[str], *, seed: int = 0) -> d
         ids = rows.reshape(-1).numpy().astype(np.int32)
         found["cache_recall"] = recalled(model, network.tokenizer, length, ids, seed=seed, cache=fresh)
     return found
-
-
-def _in_half(model: Any) -> Any:
-    return copy.deepcopy(model).to(torch.bfloat16)
 
 
 def _rows(network: Network, texts: Sequence[str], length: int, most: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,18 @@ class CacheLoss:
     tokens: int
     bytes: int
     full_bytes: int
+
+
+def in_bfloat16(model: Any) -> Any:
+    """Return a copy of a model whose parameters are in bfloat16, as one that is opened in it is.
+
+    Buffers stay as they are: among them are the angles by which positions turn, and a thousand positions on half of
+    their digits are not enough.
+    """
+    made = copy.deepcopy(model)
+    for parameter in made.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return made
 
 
 def check_batches(batches: Sequence[Tensor], prompt: int) -> None:
