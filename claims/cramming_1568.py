@@ -1,6 +1,6 @@
 """Cramming (Kuratov et al. 2025): how many tokens a vector holds, and what limits it.
 
-Searches of vectors for a small decoder: two minutes on one core, besides the training of the decoders.
+Searches of vectors for a small decoder: eight minutes on one core, besides the training of the decoders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from isthmus.tasks.data import data_folder
 NATURAL, RANDOM, SMALLER = "natural text", "random tokens", "natural text, smaller model"
 VECTORS = (1.0, 2.0)
 SMALL = replace(small_lm.RECIPE, width=64, layers=3, kept=(0, small_lm.RECIPE.steps))
-SEARCH = Recipe(steps=150, rate=0.2)
+SEARCH = Recipe(steps=1500, rate=0.2)
 TEXTS, LONGEST = 1, 32
 """Texts of each kind a seed, and tokens of one at the most."""
 CLOSE = 0.25

@@ -1,6 +1,6 @@
 """The shape of learning (Razzhigaev et al. 2024): anisotropy from layer to layer, dimension from step to step.
 
-Measures of the tokens of 160 sentences in small decoders and in MiniLM, and of manifolds of known dimension: a minute
+Measures of the tokens of 120 sentences in small decoders and in MiniLM, and of manifolds of known dimension: a minute
 on one core, besides the training of the decoders.
 """
 
@@ -36,7 +36,7 @@ MIDDLE = LAYERS[2:5]
 """The middle third of seven places: what enters the first layer and what leaves each of six."""
 STEPS = tuple(float(step) for step in small_lm.RECIPE.kept)
 KNOWN = (1.0, 2.0, 4.0, 8.0)
-TEXTS, TOKENS, POINTS, AROUND = 160, 1200, 2000, 64
+TEXTS, TOKENS, POINTS, AROUND = 120, 800, 2000, 64
 """Sentences; tokens that a dimension is read off; points of a manifold, and dimensions of the space around it."""
 WITHIN = 0.15
 

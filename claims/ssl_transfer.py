@@ -44,7 +44,7 @@ SHARES = (1.0, 0.85, 0.7, 0.5, 0.3)
 """Of the channels within each block that stay."""
 SETS = ("clothes", "digits", "shapes", "colours")
 MANY, FEW, ERROR = "many-shot", "few-shot 5", "calibration error"
-TRAINED, TESTED, SOURCE, NORMED = 250, 200, 400, 512
+TRAINED, TESTED, SOURCE, NORMED = 200, 160, 300, 384
 """Images of each set; of the source, to score on; to fit batch norms to."""
 HIGH = 0.8
 
