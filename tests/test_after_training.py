@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import pictured
+import quick
 from isthmus import _loader
 from isthmus.bottlenecks.bits.after_training.folding import fold, fold_where_exact
 from isthmus.bottlenecks.bits.after_training.is_vit import IsVit
@@ -177,7 +178,10 @@ def test_weights_set_anew_lose_less() -> None:
     assert lost[0] < lost[1]
 
 
-def test_the_command_rounds_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_rounds_and_measures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick.hurry(monkeypatch.setitem, monkeypatch.setattr)  # what is saved is exported and compared by the test above
     network, task = pictured.vit(), pictured.pictures_task(60)
     made = round_network(network, task, tmp_path / "small", method="repq-vit", examples=8)
     assert made.rows[1]["bytes"] < 0.4 * made.rows[0]["bytes"]
