@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ from claims.data import why_not
 from claims.tables import markdown_table
 from safetensors.numpy import save_file
 
+from benchmarks.environments import environment, own_torch
 from isthmus.allocation.cache import lost_alone, plan_cache
 from isthmus.bottlenecks.cache import registry
 from isthmus.bottlenecks.cache.codes.coupled import Coupled, learnt
@@ -207,31 +207,6 @@ def _planned(bed: Bed, budget: float, losses: Any) -> Any:
         return None
 
 
-def environment(say: Say = print) -> Path:
-    """Return the Python of the environment that has kvpress, making it where it is not there.
-
-    Raises
-    ------
-    IsthmusError
-        If it cannot be installed.
-    """
-    python, stamp = VENV / "bin" / "python", VENV / ".installed"
-    wanted = f"kvpress=={KVPRESS}"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return python
-    say(f"installing {wanted} into {VENV.relative_to(ROOT)} (a few minutes the first time)")
-    for command in (
-        [sys.executable, "-m", "venv", str(VENV)],
-        [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", wanted, "torch"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            raise IsthmusError(f"{VENV.name}: {lines[-1] if lines else 'cannot be made'}; remove it and try again")
-    stamp.write_text(wanted)
-    return python
-
-
 @contextmanager
 def pressing(bed: Bed, shares: list[float], say: Say) -> Iterator[Callable[[], list[Point]]]:
     """Let kvpress run beside what follows; yield what waits for its points, measured as ours are.
@@ -244,7 +219,7 @@ def pressing(bed: Bed, shares: list[float], say: Say) -> Iterator[Callable[[], l
     if not shares:
         yield list
         return
-    python = environment(say)
+    python = environment(VENV, [f"kvpress=={KVPRESS}", own_torch()], say=say)
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as name:
         folder = Path(name)
         tensors = {"rows": bed.rows.numpy()}

@@ -24,6 +24,7 @@ import numpy as np
 from claims.common import Ledger, Outcome, Say
 from claims.tables import markdown_table
 
+from benchmarks.environments import environment, own_torch
 from benchmarks.known_mi_cases import Pair, cases, half
 from isthmus.errors import IsthmusError
 from isthmus.flow.record import machine
@@ -81,34 +82,6 @@ class Drawn:
     def kinds(self) -> str:
         """Kinds of the sides, as in ``continuous/discrete``."""
         return "/".join("discrete" if label else "continuous" for label in self.labels)
-
-
-def environment(say: Say = print) -> Path:
-    """Return the Python of the environment of the public benchmark and the peers, making it where it is not there.
-
-    Raises
-    ------
-    IsthmusError
-        If it cannot be installed.
-    """
-    python, stamp = VENV / "bin" / "python", VENV / ".installed"
-    wanted = [f"{name}=={number}" for name, number in PACKAGES.items()]
-    if stamp.exists() and stamp.read_text().split() == wanted:
-        return python
-    # The same build as here: left to itself, pip takes the newest with gigabytes of another accelerator's libraries.
-    torch = f"torch=={version('torch').partition('+')[0]}"
-    say(f"installing {', '.join(wanted)} into {VENV.name} (some minutes the first time)")
-    for command in (
-        [sys.executable, "-m", "venv", str(VENV)],
-        [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted, torch],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            raise IsthmusError(f"{VENV.name}: {lines[-1] if lines else 'cannot be made'}; remove it and try again")
-    (VENV / ".gitignore").write_text("*\n")
-    stamp.write_text("\n".join(wanted))
-    return python
 
 
 def worker(python: Path, verb: str, request: Mapping[str, Any]) -> Iterator[str]:
@@ -237,7 +210,8 @@ def run(
     out: Path, *, samples: Sequence[int], seed: int, tools: Sequence[str] = TOOLS, say: Say = print
 ) -> dict[str, Any]:
     """Run the comparison, going on from what ``out`` holds."""
-    python = environment(say)
+    wanted = [f"{name}=={number}" for name, number in PACKAGES.items()]
+    python = environment(VENV, [*wanted, own_torch()], say=say)
     record = {"seed": seed, "packages": {**PACKAGES, "scikit-learn": version("scikit-learn")}, "machine": machine()}
     ledger = Ledger(out, {"benchmark": "known_mi", "record": record}, conclude)
     for count in samples:

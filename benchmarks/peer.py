@@ -6,8 +6,7 @@ import copy
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from benchmarks.environments import environment
 from benchmarks.pruning_networks import KINDS, tensors_of
 from isthmus.errors import IsthmusError
 from isthmus.examples import Example
@@ -28,31 +28,9 @@ VENV = ROOT / ".venv-bench"
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "pydantic")
 
 
-def environment(say: Any = print) -> Path:
-    """Return the Python of the environment that has Torch-Pruning, making it where it is not there.
-
-    Raises
-    ------
-    IsthmusError
-        If it cannot be installed.
-    """
-    python, stamp = VENV / "bin" / "python", VENV / ".installed"
-    wanted = " ".join((f"torch-pruning=={VERSION}", *PACKAGES))
-    if stamp.exists() and stamp.read_text() == wanted:
-        return python
-    say(f"installing torch-pruning {VERSION} into {VENV.name} (a few minutes the first time)")
-    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    for command in (
-        [sys.executable, "-m", "venv", str(VENV)],
-        [*pip, "-c", str(ROOT / "constraints.txt"), *wanted.split()],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            raise IsthmusError(f"{VENV.name}: {lines[-1] if lines else 'cannot be made'}; remove it and try again")
-    (VENV / ".gitignore").write_text("*\n")
-    stamp.write_text(wanted)
-    return python
+def torch_pruning(say: Callable[[str], None] = print) -> Path:
+    """Return the Python of the environment that has Torch-Pruning, with our versions of all else."""
+    return environment(VENV, [f"torch-pruning=={VERSION}", *PACKAGES], constrained=True, say=say)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from claims.common import TOLERANCE, Ledger, Outcome, Point, Say, Workbench, run
 from claims.data import encoder_task, why_not
 from claims.tables import scores
 
-from benchmarks.peer import ROOT, VERSION, Handed, ask, environment, rebuild
+from benchmarks.peer import ROOT, VERSION, Handed, ask, rebuild, torch_pruning
 from isthmus.cost.measure import count_parameters
 from isthmus.errors import BadInput, IsthmusError
 from isthmus.flow.study import cut
@@ -180,7 +180,7 @@ def run(
     missing = why_not(*NEEDS)
     if folder is None or missing:
         raise BadInput(f"torch_pruning: skipped, {missing}")
-    python = environment(say)
+    python = torch_pruning(say)
     work = Workbench(open_network(model), encoder_task(folder), steps=steps, say=say)
     record = {**work.record(), "effort": effort}
     record["versions"] = {**record["versions"], "torch-pruning": VERSION}

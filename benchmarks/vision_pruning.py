@@ -22,7 +22,7 @@ from claims.common import Ledger, Outcome, Point, Say, point_of, run_points
 from claims.data import CIFAR, FASHION, image_task, why_not
 from claims.tables import scores
 
-from benchmarks.peer import VERSION, Handed, ask, environment, label_gradients, rebuild
+from benchmarks.peer import VERSION, Handed, ask, label_gradients, rebuild, torch_pruning
 from benchmarks.pruning_networks import spelled_out
 from isthmus.cost.examples import one_example
 from isthmus.cost.measure import count_parameters, measure_macs
@@ -251,7 +251,7 @@ def run(
     data, missing = data_folder(), why_not(*(CASES[name].data for name in networks))
     if data is None or missing:
         raise BadInput(f"vision_pruning: skipped, {missing}")
-    python = environment(say)
+    python = torch_pruning(say)
     for name in networks:
         case = CASES[name]
         network = open_network(case.source.format(models=data.parent / "models"))

@@ -36,15 +36,6 @@ def test_help_brings_nothing_heavy() -> None:
     assert run(script).strip().endswith("0 False False")
 
 
-def test_the_loader_is_registered_whichever_is_imported_first() -> None:
-    for first, second in (("isthmus", "transformers"), ("transformers", "isthmus")):
-        script = (
-            f"import {first}; import transformers.models.auto.modeling_auto; import {second}; "
-            "from transformers.quantizers import auto; print('isthmus' in auto.AUTO_QUANTIZER_MAPPING)"
-        )
-        assert run(script).split()[-1] == "True"
-
-
 def test_submodule_does_not_take_the_name_of_a_function() -> None:
     script = (
         "import isthmus.plan, isthmus; from isthmus.plan import Plan; "

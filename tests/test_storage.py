@@ -285,7 +285,7 @@ print(model.encoder.layer[0].intermediate.dense.out_features, len(model.encoder.
     "imports",
     [
         "import isthmus._loader as l; l.install(); assert 'transformers' not in sys.modules",
-        "import transformers; import isthmus._loader as l; l.install(); l.install()",
+        "import transformers.models.auto.modeling_auto; import isthmus._loader as l; l.install(); l.install()",
         "import transformers.quantizers.auto; import isthmus._loader as l; l.install(); l.install()",
     ],
 )

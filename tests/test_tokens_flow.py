@@ -16,6 +16,7 @@ from isthmus.bottlenecks.tokens.narrowing import narrow_tokens
 from isthmus.cli.main import main
 from isthmus.errors import BadInput
 from isthmus.flow import tokens as token_flow
+from isthmus.flow import untrained
 from isthmus.plan import Plan
 from isthmus.storage.artifact import read_record, verify_artifact
 from isthmus.tasks import load_task
@@ -29,7 +30,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(given: list[Any], *_: Any, **__: Any) -> list[dict[str, Any]]:
         return [{"name": network.name} for network in given]
 
-    monkeypatch.setattr(token_flow, "compare_networks", rows)
+    monkeypatch.setattr(untrained, "compare_networks", rows)
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -108,7 +108,7 @@ def test_what_comes_back_is_what_was_pruned(kind: str, tmp_path: Path) -> None:
     whole = measure_macs(network.model, example)
     handed = peer.Handed(network, kind, int(0.7 * whole), 0.05)
     gradients = peer.label_gradients(network, task.labelled[:20])
-    settings = peer.ask(peer.environment(), tmp_path, handed, "group taylor", gradients)
+    settings = peer.ask(peer.torch_pruning(), tmp_path, handed, "group taylor", gradients)
     assert settings
     for setting in settings:
         made = peer.rebuild(handed, tmp_path, setting)

@@ -36,3 +36,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> BadInput:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the {what}s are " + ", ".join(names)
     return BadInput(f"unknown {what} {name!r}; {hint}")
+
+
+def misfit(reason: str) -> BadArtifact:
+    """Return the error of a narrowing that was saved and does not fit the model that it stands beside."""
+    return BadArtifact(f"config.json: quantization_config does not fit the model ({reason}); restore the file")

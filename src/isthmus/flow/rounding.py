@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import random
 import time as clock
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isthmus.bottlenecks.bits.after_training.method import Job
 from isthmus.bottlenecks.bits.after_training.registry import method as method_named
 from isthmus.errors import BadInput
-from isthmus.flow import record as records
 from isthmus.flow.suiting import check_suits
-from isthmus.flow.verifying import compare_networks
+from isthmus.flow.untrained import write_and_measure
 from isthmus.network import Network
 from isthmus.progress import Progress, silent
-from isthmus.storage.artifact import check_output, save_artifact, update_record
-from isthmus.storage.fingerprint import fingerprint
-from isthmus.storage.opening import open as open_network
+from isthmus.storage.artifact import check_output
 from isthmus.storage.parts import described_parts
 from isthmus.storage.rounding import LEAST_BITS, MOST_BITS, rounded_inputs
 from isthmus.tasks import Task
@@ -92,20 +89,9 @@ def round_network(
     progress("round", 0, 1)
     small = chosen.rounded(Job(network, seen[:examples], weights, activations, seed))
     progress("round", 1, 1)
-    made: dict[str, Any] = {
-        "created": records.now(),
-        "network": network.name,
-        "fingerprint": fingerprint(network),
-        "task": {"name": task.name, "fingerprint": task.fingerprint},
-        "rounding": {"method": method, "weights": weights, "activations": activations, "examples": examples},
-        "seed": seed,
-        "versions": records.versions(),
-        "machine": records.machine(),
-    }
-    save_artifact(small, out, made)
-    opened = replace(open_network(out), name=f"{network.name} w{weights}a{activations} {method}")
-    rows = compare_networks([network, opened], task, engine=engine, seed=seed, progress=progress)
-    update_record(
-        out, {"measurements": {"original": rows[0], "narrowed": rows[1]}, "seconds": clock.monotonic() - started}
-    )
+    described = {"rounding": {"method": method, "weights": weights, "activations": activations, "examples": examples}}
+    opened, rows = write_and_measure(
+        network, small, task, out, described, name=f"{network.name} w{weights}a{activations} {method}",
+        started=started, engine=engine, seed=seed, progress=progress,
+    )  # fmt: skip
     return Rounded(opened, rows)

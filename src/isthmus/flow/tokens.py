@@ -15,17 +15,15 @@ from isthmus.bottlenecks.tokens.policy import TokenNarrowing
 from isthmus.bottlenecks.tokens.registry import BUDGET, parsed, scheduled, thousandths, to_data
 from isthmus.bottlenecks.tokens.schedule import WHOLE
 from isthmus.errors import BadInput
-from isthmus.flow import record as records
 from isthmus.flow.suiting import check_suits, mean_tokens
-from isthmus.flow.verifying import compare_networks
+from isthmus.flow.untrained import write_and_measure
 from isthmus.network import Network
 from isthmus.plan import Plan
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import make_probe, measure_network
-from isthmus.storage.artifact import check_output, save_artifact, update_record
+from isthmus.storage.artifact import check_output
 from isthmus.storage.files import canonical
 from isthmus.storage.fingerprint import fingerprint
-from isthmus.storage.opening import open as open_network
 from isthmus.storage.parts import described_parts
 from isthmus.tasks import Task
 
@@ -103,26 +101,11 @@ def narrow_by_tokens(
         original={"macs": cost.whole()},
         predicted={"macs": cost.of_policy(policy)} if policy.schedule.fixed else {},
     )
-    made: dict[str, Any] = {
-        "created": records.now(),
-        "network": network.name,
-        "task": {"name": task.name, "fingerprint": task.fingerprint},
-        "plan": plan.model_dump(mode="json"),
-        "tokens": to_data(policy),
-        "seed": seed,
-        "versions": records.versions(),
-        "machine": records.machine(),
-    }
-    save_artifact(small, out, made)
-    opened = replace(open_network(out), name=f"{network.name} {spec}")
-    rows = compare_networks(
-        [network, opened], task, engine=engine, seed=seed, macs_length=found.total if found.free else None,
-        progress=progress,
+    opened, rows = write_and_measure(
+        network, small, task, out, {"plan": plan.model_dump(mode="json"), "tokens": to_data(policy)},
+        name=f"{network.name} {spec}", started=started, engine=engine, seed=seed, progress=progress,
+        macs_length=found.total if found.free else None,
     )  # fmt: skip
-    update_record(
-        out,
-        {"measurements": {"original": rows[0], "narrowed": rows[1]}, "seconds": clock.monotonic() - started},
-    )
     return FewerTokens(opened, plan, rows)
 
 

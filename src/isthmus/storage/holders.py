@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isthmus.errors import BadArtifact, UnsupportedNetwork
+from isthmus.errors import BadArtifact, UnsupportedNetwork, misfit
 from isthmus.network import Network
 from isthmus.storage.blobs import pack, unpack
 from isthmus.storage.coded import Coded, decode
@@ -92,9 +92,9 @@ def expect_coded(model: nn.Module, sizes: Mapping[str, Any], find: Any) -> None:
         path, _, own = name.rpartition(".")
         module = model.get_submodule(path)
         if own != "weight" or not isinstance(module, nn.Linear | nn.Embedding):
-            raise _misfit(f"{name} is not the weight of a linear map or an embedding")
+            raise misfit(f"{name} is not the weight of a linear map or an embedding")
         if type(size) is not int or not 0 < size <= _MOST_BYTES * module.weight.numel() + _SPARE_BYTES:
-            raise _misfit(f"{name} of shape {list(module.weight.shape)} in {size} bytes")
+            raise misfit(f"{name} of shape {list(module.weight.shape)} in {size} bytes")
         _put(model, path, Holder(module, size))
 
 
@@ -160,7 +160,3 @@ def with_codes(network: Network, codes: Mapping[str, Coded]) -> Network:
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, own = path.rpartition(".")
     setattr(model.get_submodule(parent), own, module)
-
-
-def _misfit(reason: str) -> BadArtifact:
-    return BadArtifact(f"config.json: quantization_config does not fit the model ({reason}); restore the file")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from isthmus.errors import BadArtifact, UnsupportedNetwork
+from isthmus.errors import BadArtifact, UnsupportedNetwork, misfit
 from isthmus.sites.experts import suit_experts
 from isthmus.sites.surgery import built_indices, keep_layers, refresh
 from isthmus.storage.holders import expect_coded
@@ -199,7 +199,7 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
     parts = {name: description.get(name) or {} for name in names}
     for name, part in parts.items():
         if not isinstance(part, dict):
-            raise _misfit(f"{name} is not a table")
+            raise misfit(f"{name} is not a table")
     strict = saved_as == type(model).__name__
     prefix = str(getattr(model, "base_model_prefix", ""))
     if parts["layers"]:
@@ -213,7 +213,7 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
             _resize(model, found, tuple(shape))
             touched.add(found)
         elif strict:
-            raise _misfit(f"there is no parameter {name}")
+            raise misfit(f"there is no parameter {name}")
     if not strict:
         _narrow_unsaved(model, prefix, touched)
     _set_attributes(model, parts["attributes"], prefix, strict)
@@ -229,10 +229,6 @@ def apply_narrowing(model: nn.Module, description: Mapping[str, Any], saved_as: 
         expect_coded(model, parts["coded"], lambda name: _find(name, known, prefix))
 
 
-def _misfit(reason: str) -> BadArtifact:
-    return BadArtifact(f"config.json: quantization_config does not fit the model ({reason}); restore the file")
-
-
 def _find(name: str, known: Mapping[str, Any], prefix: str) -> str | None:
     """Find a saved name in this model, as it is, without or with the base model's prefix."""
     candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
@@ -245,10 +241,10 @@ def _check_and_keep_layers(model: nn.Module, layers: Mapping[str, Any], prefix: 
     found = _find(path, modules, prefix) if isinstance(path, str) else None
     whole = modules[found] if found else None
     if found is None or not isinstance(whole, nn.ModuleList | nn.Sequential):
-        raise _misfit(f"{path!r} is not a list of layers")
+        raise misfit(f"{path!r} is not a list of layers")
     rising = isinstance(keep, list) and all(type(index) is int for index in keep) and keep == sorted(set(keep))
     if not isinstance(keep, list) or not rising or not keep or not 0 <= keep[0] <= keep[-1] < len(whole):
-        raise _misfit(f"layers to keep must be rising indices from 0 to {len(whole) - 1}")
+        raise misfit(f"layers to keep must be rising indices from 0 to {len(whole) - 1}")
     keep_layers(model, found, keep)
 
 
@@ -259,7 +255,7 @@ def _check_shape(name: str, shape: Any, largest: tuple[int, ...]) -> None:
         and all(type(size) is int and 0 < size <= limit for size, limit in zip(shape, largest, strict=True))
     )
     if not fits:
-        raise _misfit(f"{name} of shape {shape} is not within {list(largest)}")
+        raise misfit(f"{name} of shape {shape} is not within {list(largest)}")
 
 
 def _resize(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
@@ -302,7 +298,7 @@ def _set_attributes(model: nn.Module, attributes: Mapping[str, Any], prefix: str
         known = _integers(modules[found])
         for name, value in values.items() if isinstance(values, dict) else [(path, None)]:
             if name not in known or type(value) is not int or not 0 <= value <= known[name]:
-                raise _misfit(f"attribute {name} of {path} cannot be {value!r}")
+                raise misfit(f"attribute {name} of {path} cannot be {value!r}")
             setattr(modules[found], name, value)
 
 
@@ -315,17 +311,17 @@ def _modules_named(
         if found is not None:
             yield path, found, value
         elif strict:
-            raise _misfit(f"there is no module {path}")
+            raise misfit(f"there is no module {path}")
 
 
 def _round_inputs(model: nn.Module, inputs: Mapping[str, Any], prefix: str, strict: bool) -> None:
     modules = dict(model.named_modules())
     for path, found, rounding in _modules_named(inputs, modules, prefix, strict):
         if type(modules[found]) not in (nn.Linear, RoundedLinear):
-            raise _misfit(f"{path} is not a linear map")
+            raise misfit(f"{path} is not a linear map")
         own = even_of(rounding) if isinstance(rounding, dict) else rounding
         if own is None or (not isinstance(own, Even) and (type(own) is not int or not LEAST_BITS <= own <= MOST_BITS)):
-            raise _misfit(f"inputs of {path} of {rounding!r} bits")
+            raise misfit(f"inputs of {path} of {rounding!r} bits")
         round_inputs(model, {found: own})
 
 
@@ -336,7 +332,7 @@ def _refresh(model: nn.Module) -> None:
         refresh(module)
         for tensor in _rows(module):
             if tensor.shape != module.weight.shape[:1]:
-                raise _misfit(f"bias and weight of {path} have {tensor.shape[0]} and {module.weight.shape[0]} rows")
+                raise misfit(f"bias and weight of {path} have {tensor.shape[0]} and {module.weight.shape[0]} rows")
 
 
 def _check_groups(path: str, module: nn.Module) -> None:
@@ -348,7 +344,7 @@ def _check_groups(path: str, module: nn.Module) -> None:
     else:
         return
     if groups > 1 and module.weight is not None and module.weight.shape[0] % (channels // groups):
-        raise _misfit(f"{path} has {module.weight.shape[0]} channels in groups of {channels // groups}")
+        raise misfit(f"{path} has {module.weight.shape[0]} channels in groups of {channels // groups}")
 
 
 def _rows(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.bottlenecks.attention import register_attention
-from isthmus.errors import BadArtifact
+from isthmus.errors import misfit
 from isthmus.storage.rounding import Even, Through, even_of
 
 NAME = "isthmus_rounded"
@@ -167,9 +167,9 @@ def apply(model: nn.Module, data: Mapping[str, Any], find: Callable[[str], str |
     for path, fields in data.items():
         found = find(path) if isinstance(path, str) else None
         if found is None:
-            raise _misfit(f"{path!r} is no module")
+            raise misfit(f"{path!r} is no module")
         if not isinstance(fields, dict) or set(fields) != set(_FIELDS):
-            raise _misfit(f"attention of {path} has not the levels of {', '.join(_FIELDS)}")
+            raise misfit(f"attention of {path} has not the levels of {', '.join(_FIELDS)}")
         made[found] = AttentionLevels(**{name: _levels(fields[name], f"{name} of {path}") for name in _FIELDS})
     set_levels(model, made)
 
@@ -178,17 +178,13 @@ def _levels(data: Any, what: str) -> Levels:
     if (even := even_of(data)) is not None:
         return even
     if not isinstance(data, dict) or set(data) != {"values", "bounds"}:
-        raise _misfit(f"{what}: no levels")
+        raise misfit(f"{what}: no levels")
     values, bounds = data["values"], data["bounds"]
     for numbers in (values, bounds):
         if not isinstance(numbers, list) or not all(isinstance(one, float) and math.isfinite(one) for one in numbers):
-            raise _misfit(f"{what}: levels are no numbers")
+            raise misfit(f"{what}: levels are no numbers")
         if numbers != sorted(numbers):
-            raise _misfit(f"{what}: levels do not rise")
+            raise misfit(f"{what}: levels do not rise")
     if not 2 <= len(values) <= _MOST_LEVELS or len(bounds) != len(values) - 1:
-        raise _misfit(f"{what}: {len(values)} levels with {len(bounds)} bounds")
+        raise misfit(f"{what}: {len(values)} levels with {len(bounds)} bounds")
     return Table(tuple(values), tuple(bounds))
-
-
-def _misfit(reason: str) -> BadArtifact:
-    return BadArtifact(f"config.json: quantization_config does not fit the model ({reason}); restore the file")

@@ -9,7 +9,7 @@ from torch import nn
 
 from isthmus.bottlenecks.tokens.engine import attach, attached
 from isthmus.bottlenecks.tokens.registry import from_data, to_data
-from isthmus.errors import BadArtifact, BadInput
+from isthmus.errors import BadInput, misfit
 
 _FIELDS = {"layers", "policy", "prefix", "restore"}
 
@@ -42,18 +42,14 @@ def apply(model: nn.Module, data: Mapping[str, Any], find: Callable[[str], str |
         If the data do not fit the model.
     """
     if set(data) != _FIELDS:
-        raise _misfit(f"tokens have {sorted(data)}, not {sorted(_FIELDS)}")
+        raise misfit(f"tokens have {sorted(data)}, not {sorted(_FIELDS)}")
     path, prefix, restore = data["layers"], data["prefix"], data["restore"]
     found = find(path) if isinstance(path, str) else None
     if found is None or not isinstance(model.get_submodule(found), nn.ModuleList | nn.Sequential):
-        raise _misfit(f"{path!r} is not a list of layers")
+        raise misfit(f"{path!r} is not a list of layers")
     if type(prefix) is not int or prefix < 0 or type(restore) is not bool:
-        raise _misfit(f"tokens with prefix {prefix!r} and restore {restore!r}")
+        raise misfit(f"tokens with prefix {prefix!r} and restore {restore!r}")
     try:
         attach(model, found, from_data(data["policy"]), prefix=prefix, restore=restore)
     except BadInput as error:
-        raise _misfit(str(error)) from None
-
-
-def _misfit(reason: str) -> BadArtifact:
-    return BadArtifact(f"config.json: quantization_config does not fit the model ({reason}); restore the file")
+        raise misfit(str(error)) from None
