@@ -37,8 +37,8 @@ COLUMNS = (
 EXPERIMENT = (
     f"`{MODEL}` (1.2 M parameters, 50 tokens) on Fashion-MNIST: levels are set on {{images}} training images drawn by "
     f"seed, accuracy and nats of divergence from the original are on {HELD:,} images that it was not trained on, "
-    "of the part by which its recipe was chosen. Weights of the layers are rounded to so many bits a row, what enters their linear "
-    "maps, queries, keys, values and attention weights to as many. "
+    "of the part by which its recipe was chosen. Weights of the layers are rounded to so many bits a row, what "
+    "enters their linear maps, queries, keys, values and attention weights to as many. "
 )
 
 
