@@ -8,7 +8,7 @@ from typing import Any
 from isthmus.bottlenecks.cache.cache import NarrowCache, layers_of
 from isthmus.bottlenecks.cache.registry import from_data, to_data
 from isthmus.bottlenecks.cache.setting import CacheSetting
-from isthmus.errors import BadArtifact, BadInput
+from isthmus.errors import BadInput, misfit
 
 _HELD = "_isthmus_cache_settings"
 _VERSION = 1
@@ -85,6 +85,4 @@ def apply(model: Any, data: Mapping[str, Any], find: Callable[[str], str | None]
     try:
         keep_settings(model, read_settings(data))
     except BadInput as error:
-        raise BadArtifact(
-            f"config.json: quantization_config does not fit the model ({error}); restore the file"
-        ) from None
+        raise misfit(str(error)) from None
