@@ -3,7 +3,9 @@
 Torch-Pruning prunes by each of its importances (magnitude and Taylor, of single layers and of groups) with each of its
 settings (ratios local, global or isomorphic; residual streams too or only what is within blocks), to the measured
 multiply-accumulates that our plan has. Of magnitudes and of Taylor scores the one with the least divergence after the
-cut is recovered. Taylor scores get the gradients of the labels' cross-entropy, as its documentation does.
+cut is recovered. Taylor scores get the gradients of the labels' cross-entropy, as its documentation does. Ours is what
+``narrow`` does without training: cut, and solved anew in closed form. Batch norms are estimated anew on both sides, of
+an original restated on the same images.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ from isthmus.errors import BadInput, IsthmusError
 from isthmus.flow.efforts import convolutional, recipe_for
 from isthmus.flow.planning import allocate_lasting, estimate
 from isthmus.flow.record import versions
+from isthmus.flow.solving import solve
 from isthmus.flow.study import cut, original_rates, rates_for, start_study
 from isthmus.flow.verifying import measure_quality
 from isthmus.network import Network
-from isthmus.recovery.norms import estimate_norms
+from isthmus.recovery.norms import estimate_norms, restate_norms
 from isthmus.recovery.recipe import Recipe
 from isthmus.recovery.train import recover
 from isthmus.relevance.probe import measure_network
@@ -43,7 +46,7 @@ from isthmus.tasks import Task
 from isthmus.tasks.data import data_folder
 
 OURS, THEIRS = "isthmus", "torch-pruning"
-METHOD, SHARE, NORMS = "fisher", 0.5, 1024
+METHOD, SHARE, NORMS = "surgeon", 0.5, 1024
 FAMILIES = {"magnitude": ("magnitude", "group magnitude"), "taylor": ("taylor", "group taylor")}
 TOLERANCE = 0.0025
 """Their multiply-accumulates are at most so much below ours, and never above."""
@@ -125,6 +128,7 @@ class Bench:
         relevance = estimate(study, METHOD, budget=(self.rates, limits, self.original))
         allocation = allocate_lasting(study, relevance.nats, self.rates, limits, self.original)
         student = cut(study, allocation.kept)
+        student = solve(study, student, allocation.kept) or student
         kept = {site.name: len(allocation.kept.get(site.name, range(site.units))) for site in study.sites}
         return student, {"kept": kept}
 
@@ -137,6 +141,7 @@ class Bench:
 
     def _theirs(self, family: str, target: int) -> tuple[Network, dict[str, Any]]:
         network = replace(self.study.network, model=copy.deepcopy(self.study.network.model))
+        restate_norms(network, self.study.examples[:NORMS])
         if self.case.kind == "cifar-resnet":
             spelled_out(network.model)
         handed = Handed(network, self.case.kind, target, TOLERANCE)
@@ -161,7 +166,6 @@ class Bench:
         if point.method == OURS:
             student, extra = self.ours(point.seed)
             self.target = self.macs(student)
-            estimate_norms(student, self.study.examples[:NORMS])
         else:
             if not self.target:
                 raise IsthmusError("our own point of this seed comes first; move the result away and run it again")

@@ -39,7 +39,7 @@ from isthmus.storage.opening import open as open_network
 from isthmus.storage.weights import WEIGHTS_FILE, read_header, weight_bytes
 from isthmus.tasks import load_task
 
-METHODS = ("random", "magnitude", "activation", "taylor", "fisher", "vib", "nvit")
+METHODS = ("random", "magnitude", "activation", "taylor", "fisher", "vib", "nvit", "surgeon")
 BUDGETS = (
     "params=60%",
     "bytes=70%",

@@ -100,10 +100,10 @@ def estimate(
         else Statistics()
     )
     found = estimator.scores(calibration, statistics)
-    nats = to_nats(study.probe, study.sites, found.nats, progress=progress)
+    nats = to_nats(study.probe, study.sites, found.nats, readers=found.readers, progress=progress)
     if len(vocabulary):
         nats[VOCABULARY] = vocabulary
-    return replace(found, nats=nats)
+    return replace(found, nats=nats, readers={})
 
 
 def make_plan(

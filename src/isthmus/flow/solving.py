@@ -14,13 +14,14 @@ from torch import nn
 from isthmus.cost.examples import one_example
 from isthmus.errors import IsthmusError
 from isthmus.examples import Example, texts_of
-from isthmus.flow.study import Study
+from isthmus.flow.study import Study, cut
 from isthmus.flow.together import from_main
 from isthmus.network import Network, tokenize
 from isthmus.progress import Progress, silent
-from isthmus.recovery.norms import batch_norms, estimate_norms
+from isthmus.recovery.norms import batch_norms, estimate_norms, restate_norms
 from isthmus.recovery.reconstruct import reconstruct
 from isthmus.relevance.probe import measure_network
+from isthmus.relevance.readers import close_all, find_readers
 from isthmus.sites import LAYERS, discover
 
 EXAMPLES = 1024
@@ -35,10 +36,11 @@ def solve(
 ) -> Network | None:
     """Return a cut network with projections and batch norms set anew, or None where this brings it no closer.
 
-    What writes to the residual stream is solved by least squares, then the running statistics of batch norms are
-    estimated; each is kept only where the probe says that the network came closer to the original. Far below half of
-    the parameters the first does not; where there is no residual stream, or no text reads the same in both networks,
-    it cannot be done. Of several processes the main one solves, and tells the others.
+    What writes to the residual stream is solved by least squares, layer by layer; where there are no layers, what
+    reads a narrowed site is (`isthmus.relevance.readers`). Then the running statistics of batch norms are estimated.
+    Each is kept only where the probe says that the network came closer to the original. Far below half of the
+    parameters the first does not; where no text reads the same in both networks, it cannot be done. Of several
+    processes the main one solves, and tells the others.
 
     Parameters
     ----------
@@ -48,7 +50,7 @@ def solve(
 
     def step() -> dict[str, torch.Tensor] | None:
         found, nats = student, measure_network(study.probe, student)
-        for renewed_by in (_projections, _norms):
+        for renewed_by in (_projections, _norms, _readers):
             renewed = renewed_by(study, found, kept, progress)
             closer = nats if renewed is None else measure_network(study.probe, renewed)
             if renewed is not None and closer < nats:
@@ -80,10 +82,34 @@ def _projections(
 
 
 def _norms(study: Study, student: Network, kept: Mapping[str, Sequence[int]], progress: Progress) -> Network | None:
+    """Return the student with the batch norms of an original that is restated on these images, and then estimated."""
     if not kept or not batch_norms(student.model):
         return None
+    restated = _copied(study.network)
+    restate_norms(restated, study.examples[:EXAMPLES], progress=progress)
     renewed = _copied(student)
+    others = dict(cut(replace(study, network=restated), kept).model.named_modules())
+    for path, module in renewed.model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.load_state_dict(others[path].state_dict())
     return renewed if estimate_norms(renewed, study.examples[:EXAMPLES], progress=progress) else None
+
+
+def _readers(study: Study, student: Network, kept: Mapping[str, Sequence[int]], progress: Progress) -> Network | None:
+    """Return the network cut anew, with what reads its sites solved and its batch norms estimated."""
+    if not kept or any(site.kind == LAYERS for site in discover(study.network)):
+        return None
+    whole = _copied(study.network)
+    examples = study.examples[:EXAMPLES]
+    restate_norms(whole, examples)
+    progress("readers", 0, 1)
+    changed = close_all(find_readers(whole, study.sites, examples), kept)
+    progress("readers", 1, 1)
+    if not changed:
+        return None
+    renewed = cut(replace(study, network=whole), kept)
+    estimate_norms(renewed, examples, progress=progress)
+    return renewed
 
 
 def _examples(study: Study) -> Sequence[Example]:

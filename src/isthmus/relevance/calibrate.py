@@ -8,6 +8,7 @@ a step share what it cost in proportion to their scores. Sums over removed units
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from isthmus.examples import Example, texts_of
 from isthmus.memory import give_back
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe, gated_sites, measure_closed, measure_vocabulary
+from isthmus.relevance.readers import Reader
 from isthmus.relevance.resuming import Resuming
 from isthmus.sites import VOCABULARY, Site
 
@@ -73,7 +75,12 @@ def removal_order(scores: Scores, fixed: Sequence[int] = ()) -> npt.NDArray[np.i
 
 
 def to_nats(
-    probe: Probe, sites: Sequence[Site], scores: Mapping[str, Scores], *, progress: Progress = silent
+    probe: Probe,
+    sites: Sequence[Site],
+    scores: Mapping[str, Scores],
+    *,
+    readers: Mapping[str, Reader] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Scores]:
     """Turn scores into nats, site by site.
 
@@ -81,6 +88,8 @@ def to_nats(
     ----------
     scores : mapping of str to ndarray
         For every gated site, shape ``(units,)``, not negative.
+    readers : mapping of str to Reader, optional
+        What is solved anew, of the probe's network, as units of a site close.
 
     Returns
     -------
@@ -95,13 +104,15 @@ def to_nats(
             if site.kind == "layers":
                 nats[site.name] = _layers(probe, site)
             else:
-                nats[site.name] = _closed_in_steps(probe, site, scores[site.name])
+                nats[site.name] = _closed_in_steps(
+                    probe, site, scores[site.name], None if readers is None else readers.get(site.name)
+                )
             give_back()
             progress("calibrate", number + 1, len(chosen))
     return {site.name: nats[site.name] for site in chosen}
 
 
-def _closed_in_steps(probe: Probe, site: Site, scores: Scores) -> Scores:
+def _closed_in_steps(probe: Probe, site: Site, scores: Scores, reader: Reader | None = None) -> Scores:
     """Close a site step by step, measure, and share what it costs among the units of a step."""
     order = removal_order(scores, site.fixed)
     most = min(len(order), site.units - site.minimum)
@@ -110,7 +121,8 @@ def _closed_in_steps(probe: Probe, site: Site, scores: Scores) -> Scores:
     for count in closed:
         value = torch.ones(site.units)
         value[torch.as_tensor(order[:count].copy())] = 0
-        measured.append(measure_closed(probe, [site], {site.name: value}, estimate=True))
+        with nullcontext() if reader is None else reader.closed(order[:count].tolist()):
+            measured.append(measure_closed(probe, [site], {site.name: value}, estimate=True))
     return spread(scores, closed, measured, site.fixed)
 
 

@@ -14,6 +14,7 @@ from isthmus.examples import Example
 from isthmus.network import Network
 from isthmus.progress import Progress, silent
 from isthmus.relevance.probe import Probe
+from isthmus.relevance.readers import Reader
 from isthmus.relevance.statistics import Statistics
 from isthmus.sites import Site
 
@@ -82,13 +83,15 @@ class Relevance:
     """Distortion per unit, in nats of task loss.
 
     ``nats`` maps a site's name to an array of shape ``(units,)``; ``curves`` record training, where there was any;
-    ``details`` holds what an estimator wants to be read in the report.
+    ``details`` holds what an estimator wants to be read in the report. ``readers`` are what is solved anew as units of
+    a site close, by site; none once relevance is in nats.
     """
 
     method: str
     nats: Mapping[str, Nats]
     curves: tuple[Curve, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    readers: Mapping[str, Reader] = field(default_factory=dict)
 
 
 class Estimator(Protocol):

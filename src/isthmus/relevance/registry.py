@@ -12,11 +12,13 @@ from isthmus.relevance.fisher import Fisher
 from isthmus.relevance.magnitude import Magnitude
 from isthmus.relevance.nvit import HessianLatency
 from isthmus.relevance.random import Random
+from isthmus.relevance.surgeon import Surgeon
 from isthmus.relevance.taylor import Taylor
 from isthmus.relevance.vib import VariationalBottleneck
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "vib": VariationalBottleneck,
+    "surgeon": Surgeon,
     "fisher": Fisher,
     "taylor": Taylor,
     "nvit": HessianLatency,
