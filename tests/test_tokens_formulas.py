@@ -21,7 +21,8 @@ from isthmus.bottlenecks.tokens.engine import narrowed
 from isthmus.bottlenecks.tokens.held import Held, started
 from isthmus.bottlenecks.tokens.look import Look, Scored, chosen
 from isthmus.bottlenecks.tokens.narrowing import narrow_tokens
-from isthmus.bottlenecks.tokens.policy import TokenNarrowing
+from isthmus.bottlenecks.tokens.policy import TokenNarrowing, lengths
+from isthmus.bottlenecks.tokens.refining import refined
 from isthmus.bottlenecks.tokens.schedule import Counts, Mass, Shares
 from isthmus.bottlenecks.tokens.scores.chance import Chance
 from isthmus.bottlenecks.tokens.scores.class_attention import ClassAttention
@@ -340,3 +341,43 @@ def moved(network: Network, name: str) -> Callable[[TokenNarrowing], float]:
             return float((ran(network, inputs) - whole).square().mean())
 
     return measure
+
+
+@pytest.mark.parametrize("name", ["class-attention", "similarity"])
+def test_trades_between_layers_find_what_the_sum_of_losses_did_not(name: str) -> None:
+    """A loss that does not add up: the answer is set beside every schedule that keeps the limit."""
+    score, place = registry.score(name), replace(WHERE["vit"], total=8)
+    cost = replace(token_cost(network_of("vit"), WHERE["vit"]), tokens=place)
+    action, limit = registry.action("drop"), 0.7 * cost.whole()
+
+    def measure(policy: TokenNarrowing) -> float:
+        _, first, second, third = lengths(policy, 4, 8, 1)
+        return (8 - first) ** 2 / 9 + (first - second) * (second - third) / 4 + (8 - third) / 8
+
+    before = solved(cost, score, action, limit, lambda policy: float(sum(8 - n for n in lengths(policy, 4, 8, 1))))
+    after = refined(cost, before, limit, measure)
+    assert cost.of_policy(after) <= limit
+    assert measure(after) <= measure(before)
+    tried = []
+    for left in itertools.product(range(2, 9), repeat=3):
+        steps = list(itertools.pairwise((8, *left)))
+        if any(n > m for m, n in steps) or (score.halves and any(m - n > (m + 1) // 2 - 1 for m, n in steps)):
+            continue
+        leaving = tuple((layer, n) for layer, (m, n) in enumerate(steps) if n < m)
+        made = TokenNarrowing(score, action, Counts(leaving)) if leaving else None
+        if made is not None and cost.of_policy(made) <= limit:
+            tried.append(measure(made))
+    assert measure(after) <= sorted(tried)[len(tried) // 10]
+    assert refined(cost, before, limit, measure, measurements=0) is before
+
+
+def test_a_refined_share_of_texts_keeps_the_budget_too() -> None:
+    network = network_of("bert")
+    cost = token_cost(network, WHERE["bert"])
+    score, action, measure = registry.score("received-attention"), registry.action("merge"), moved(network, "bert")
+    limit = 0.75 * cost.whole()
+    before = solved(cost, score, action, limit, measure)
+    after = refined(cost, before, limit, measure, measurements=12)
+    assert isinstance(after.schedule, Shares)
+    assert cost.of_policy(after) <= limit
+    assert measure(after) <= measure(before)

@@ -12,6 +12,7 @@ from isthmus.bottlenecks.tokens.costing import TokenCost, to_decisions, token_co
 from isthmus.bottlenecks.tokens.engine import narrowed
 from isthmus.bottlenecks.tokens.narrowing import narrow_tokens, reads_all, tokens_of
 from isthmus.bottlenecks.tokens.policy import TokenNarrowing
+from isthmus.bottlenecks.tokens.refining import MEASUREMENTS, refined
 from isthmus.bottlenecks.tokens.registry import BUDGET, parsed, scheduled, thousandths, to_data
 from isthmus.bottlenecks.tokens.schedule import WHOLE
 from isthmus.errors import BadInput
@@ -27,8 +28,10 @@ from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.parts import described_parts
 from isthmus.tasks import Task
 
-MEASURED = 64
-"""How many examples a loss is measured on for a budget."""
+MEASURED = (64, 512)
+"""How many examples a loss is measured on for a budget, at least and at most."""
+WORK = 5e12
+"""Multiply-accumulates that measuring may take beyond the least: a minute or two on two cores."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,10 @@ def resolved(
     share = thousandths(value, f"tokens {spec!r}")
     if not 0 < share < WHOLE:
         raise BadInput(f"tokens {spec!r}: a budget of {share / WHOLE:.1%}; give one between 0 and 100%")
-    probe = make_probe(network, list(task.require_train())[:MEASURED])
+    # So many that solving and refining take their part of the work each.
+    wanted = WORK / (cost.whole() * (3 * cost.tokens.depth + MEASUREMENTS))
+    count = int(min(max(wanted, MEASURED[0]), MEASURED[1]))
+    probe = make_probe(network, list(task.require_train())[:count])
 
     def lost(policy: TokenNarrowing) -> float:
         tokens, key = cost.tokens, canonical(to_data(policy)).decode()
@@ -135,4 +141,6 @@ def resolved(
                 known[key] = max(0.0, measure_network(probe, network))
         return known[key]
 
-    return solved(cost, score, action, share / WHOLE * cost.whole(), lost)
+    limit = share / WHOLE * cost.whole()
+    found = solved(cost, score, action, limit, lost)
+    return refined(cost, found, limit, lost, measurements=int(min(MEASUREMENTS, WORK / (count * cost.whole()))))

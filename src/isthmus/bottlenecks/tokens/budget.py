@@ -60,7 +60,7 @@ def solved(cost: TokenCost, score: Score, action: Action, limit: float, measure:
             f"tokens: {limit / cost.whole():.1%} of the multiply-accumulates cannot be reached by {score.name}; "
             f"the nearest is macs={math.ceil(least * WHOLE) / WHOLE:.1%}"
         )
-    return TokenNarrowing(score, action, _schedule(cost, found))
+    return TokenNarrowing(score, action, schedule_of(cost, found))
 
 
 def losses(cost: TokenCost, score: Score, action: Action, measure: Measure) -> Floats:
@@ -151,7 +151,7 @@ def least_macs(cost: TokenCost, score: Score, action: Action) -> float:
             most = (present + 1) // 2 - (tokens.prefix + 1) // 2 if score.halves else present
             left = max(tokens.prefix + 1, present - most) if layer < steps else present
             entering.append(left)
-        found.append(cost.of_policy(TokenNarrowing(score, action, _schedule(cost, entering))))
+        found.append(cost.of_policy(TokenNarrowing(score, action, schedule_of(cost, entering))))
     return min(found)
 
 
@@ -163,7 +163,7 @@ def _step(cost: TokenCost, score: Score, action: Action, layer: int, present: in
     return scoring + action.macs(present, left, halves=score.halves, head=cost.head)
 
 
-def _schedule(cost: TokenCost, entering: Sequence[int]) -> Schedule:
+def schedule_of(cost: TokenCost, entering: Sequence[int]) -> Schedule:
     """Return the schedule after which so many tokens enter each layer; fewer after one of them, at least."""
     tokens = cost.tokens
     leaving = [
