@@ -21,6 +21,7 @@ BENCHMARKS = (
     "vision_tokens",
     "cache",
     "layerwise",
+    "audits",
 )
 
 
@@ -45,10 +46,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model", default="minilm")
     peer = options.add_argument_group("torch_pruning and vision_pruning")
     peer.add_argument("--steps", type=int, help="of recovery (150; of vision_pruning what fits each network)")
-    peer.add_argument("--seeds", type=_integers, help="0 (of vision_pruning 0,1,2)")
+    peer.add_argument("--seeds", type=_integers, help="0 (of vision_pruning and audits 0,1,2)")
     peer.add_argument("--shares", type=_floats, default=[0.75, 0.5, 0.25, 0.1])
     peer.add_argument("--effort", default="faster", choices=("faster", "fast", "full"), help="of our gates")
-    peer.add_argument("--networks", type=_words, default=["resnet56", "vit"], help="of vision_pruning")
+    peer.add_argument("--networks", type=_words, help="of vision_pruning (resnet56,vit) and audits (sst2,resnet20,vit)")
     reach = options.add_argument_group("reach")
     reach.add_argument("--only", type=_words, default=["half", "quarter", "tenth", "latency"], help="which budgets")
     reach.add_argument("--efforts", type=_words, default=["faster", "full"])
@@ -162,11 +163,15 @@ def _run(options: argparse.Namespace) -> None:
 
         vision_pruning.run(
             ROOT / "build" / "validation" if options.validation else options.out,
-            networks=options.networks,
+            networks=options.networks or tuple(vision_pruning.CASES),
             seeds=options.seeds or [0, 1, 2],
             steps=options.steps,
             validation=options.validation,
         )
+    if "audits" in names:
+        from benchmarks import audits
+
+        audits.run(options.out, networks=options.networks, seeds=options.seeds or [0, 1, 2])
     if "vision_tokens" in names:
         from benchmarks import vision_tokens
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from claims.tables import markdown_table, score_table, scores
 
-from benchmarks import cache, families, known_mi, layerwise, roofline, vision_page
+from benchmarks import audits, cache, families, known_mi, layerwise, roofline, vision_page
 from benchmarks.bitstream import section
 from benchmarks.reach import EFFORTS, GOALS, targets
 from isthmus.storage.files import write_atomic
@@ -126,6 +126,8 @@ def render(results: Path, claims: Path) -> str:
         lines += layerwise.section(layers)
     if peers := [found for path in sorted(results.glob("vision_pruning_*.json")) if (found := _read(path))]:
         lines += vision_page.pruning_section(peers)
+    if audited := audits.results_in(results):
+        lines += audits.section(audited)
     if (tokens := _read(results / "vision_tokens.json")) is not None:
         lines += vision_page.tokens_section(tokens)
     return "\n".join(lines).rstrip() + "\n"
