@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from claims.common import Ledger, Outcome, Say
 from claims.data import encoder_task, why_not
 from claims.tables import markdown_table
@@ -33,6 +34,7 @@ from isthmus.flow.record import versions
 from isthmus.flow.recovering import recover_stage
 from isthmus.flow.study import Study, start_study
 from isthmus.flow.verifying import measure_quality
+from isthmus.network import Network, embed
 from isthmus.storage.artifact import save_artifact
 from isthmus.storage.files import write_atomic
 from isthmus.storage.fingerprint import fingerprint
@@ -41,6 +43,7 @@ from isthmus.storage.stages import StageStore
 from isthmus.storage.weights import weight_bytes
 from isthmus.tasks import Task
 from isthmus.tasks.data import data_folder
+from isthmus.tasks.metrics import spearman
 
 NEEDS = ("stsb/train.csv", "stsb/dev.csv", "sst2/train.tsv")
 BUDGETS = ("12MB", "8MB", "5MB", "3MB")
@@ -57,6 +60,8 @@ class Family:
     units: bool = False
 
 
+DRAWS = 500
+"""Bootstraps over the scored pairs."""
 FAMILIES = {
     JOINT: Family(("deepcabac", "vptq", "alds"), units=True),
     "bits": Family(("deepcabac",)),
@@ -89,6 +94,7 @@ class Bench:
         self.bare = replace(self.whole, sites=())
         self.measured: dict[str, Curves] = {}
         self.reference = measure_quality([self.network], task)[0]
+        self.joint_likeness: dict[tuple[str, str], Any] = {}
 
     def record(self) -> dict[str, Any]:
         """Return what a point depends on besides itself; nothing of it is about the machine."""
@@ -156,9 +162,12 @@ class Bench:
             saved = Path(folder) / "artifact"
             save_artifact(done.network, saved, {"network": self.network.name})
             size = weight_bytes(saved)
-            score = measure_quality([open_network(saved)], self.task)[0]
+            opened = open_network(saved)
+            score = measure_quality([opened], self.task)[0]
+            against = self._against_joint(point, opened)
         return {
             **identity,
+            **against,
             "bytes": size,
             "params": count_parameters(done.network.model),
             "nats": done.distortion["measured_after_recovery"],
@@ -167,6 +176,25 @@ class Bench:
             "coders": sorted({coding.coder for coding in planned.plan.codings}),
             "seconds": time.monotonic() - started,
         }
+
+    def _against_joint(self, point: Point, network: Network) -> dict[str, Any]:
+        """Return the joint plan's lead in points on the same pairs, with its standard error; none without its run."""
+        held, at = self.task.held_out, (point.budget, point.effort)
+        sides = [np.asarray(embed(network, list(side), batch_size=64)) for side in (held.left, held.right)]
+        likeness = (sides[0] * sides[1]).sum(1)
+        if point.family == JOINT:
+            self.joint_likeness[at] = likeness
+        if point.family == JOINT or at not in self.joint_likeness:
+            return {}
+        truth, ours = np.asarray(held.scores), self.joint_likeness[at]
+        whole = 100 / self.reference.value
+
+        def lead(rows: Any) -> float:
+            return whole * (spearman(ours[rows], truth[rows]) - spearman(likeness[rows], truth[rows]))
+
+        drawing = np.random.default_rng(0)
+        drawn = [lead(drawing.integers(len(truth), size=len(truth))) for _ in range(DRAWS)]
+        return {"joint_lead": {"points": lead(slice(None)), "error": float(np.std(drawn))}}
 
 
 def _write_curves(path: Path, curves: Curves) -> None:
@@ -190,7 +218,8 @@ def conclude(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return by how much the joint plan leads the best family alone, at each budget and effort.
 
     The best family is that of the best score; ``nats`` are how many times fewer the joint plan loses than the family
-    that loses fewest. It is ahead where its score is the higher one, and ahead in nats where it loses fewer.
+    that loses fewest. It is ahead where its score is the higher one, and ahead in nats where it loses fewer; it is
+    behind where its score is lower by more than two standard errors of the difference over pairs.
     """
     leads: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
@@ -209,11 +238,15 @@ def conclude(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         leads[f"{outcome['budget']} {outcome['effort']}"] = {
             "best": best["family"],
             "points": 100 * (outcome["relative"] - best["relative"]),
+            "error": best.get("joint_lead", {}).get("error"),
             "nats": min(one["nats"] for one in others) / max(outcome["nats"], 1e-9),
         }
     return {
         "leads": leads,
         "ahead": bool(leads) and all(one["points"] > 0 for one in leads.values()),
+        "behind": [
+            at for at, one in leads.items() if one["points"] < -2 * (0.0 if one["error"] is None else one["error"])
+        ],
         "ahead_in_nats": bool(leads) and all(one["nats"] > 1 for one in leads.values()),
     }
 
@@ -287,4 +320,22 @@ def section(result: Mapping[str, Any]) -> list[str]:
         f"What each may use: {described}. Quality on STS-B dev relative to the original; nats of divergence from it on "
         "the probe's texts. Effort `none` trains nothing.",
         "",
+        markdown_table(
+            ["budget", "best family alone", "the joint plan's lead, points", "nats, times fewer than the fewest"],
+            [_lead_row(at, one) for at, one in result["leads"].items()],
+        ),
+        "",
+        f"Ahead in score everywhere: {_word(result['ahead'])}; in nats: {_word(result['ahead_in_nats'])}; behind in "
+        "score by more than two standard errors (over pairs, bootstrapped): "
+        f"{', '.join(result['behind']) or 'nowhere'}.",
+        "",
     ]
+
+
+def _lead_row(at: str, lead: Mapping[str, Any]) -> list[str]:
+    error = "" if lead["error"] is None else f" ± {lead['error']:.2f}"
+    return [at, str(lead["best"]), f"{lead['points']:+.2f}{error}", f"{lead['nats']:.2f}"]
+
+
+def _word(met: bool) -> str:
+    return "yes" if met else "no"

@@ -27,15 +27,21 @@ def test_the_joint_plan_is_held_against_the_best_family() -> None:
     refused = {"family": "rank", "budget": "5MB", "effort": "none", "refused": "bytes: no"}
     found = conclude([outcome(JOINT, 0.98, 0.1), outcome("bits", 0.97, 0.2), outcome("codebook", 0.96, 0.15), refused])
     assert found["leads"] == {
-        "5MB none": {"best": "bits", "points": pytest.approx(1.0), "nats": pytest.approx(1.5)},
+        "5MB none": {"best": "bits", "points": pytest.approx(1.0), "error": None, "nats": pytest.approx(1.5)},
     }
+    assert found["behind"] == []
     assert found["ahead"]
     assert found["ahead_in_nats"]
     assert not conclude([outcome(JOINT, 0.98, 0.1), outcome("bits", 0.97, 0.09)])["ahead_in_nats"]
     assert not conclude([outcome(JOINT, 0.97, 0.1), outcome("bits", 0.97, 0.2)])["ahead"], "a tie is not ahead"
     assert not conclude([outcome(JOINT, 0.97, 0.1), refused])["ahead"], "nothing to be ahead of"
+    for error, behind in ((0.1, ["5MB none"]), (0.3, [])):
+        other = {**outcome("bits", 0.97, 0.2), "joint_lead": {"points": -0.5, "error": error}}
+        assert conclude([outcome(JOINT, 0.965, 0.1), other])["behind"] == behind
     record = {"families": {JOINT: ["deepcabac", "units"]}}
-    text = "\n".join(section({"points": [outcome(JOINT, 0.98, 0.1), refused], "record": record}))
+    text = "\n".join(section({"points": [outcome(JOINT, 0.98, 0.1), refused], "record": record, **found}))
+    assert "| 5MB none | bits | +1.00 | 1.50 |" in text
+    assert "Ahead in score everywhere: yes; in nats: yes" in text
     assert "| 5MB | none | joint | 5.00 | 20.0 | 0.100 | 98.0% |" in text
     assert "| 5MB | none | rank | not reached |" in text
 
@@ -57,6 +63,8 @@ def test_families_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert set(found["coders"]) <= set(FAMILIES[family].codes)
         if family == "bits":
             assert found["params"] == sum(p.numel() for p in bench.network.model.parameters()), "no unit went"
+        if family == "bits":
+            assert found["joint_lead"]["error"] > 0
     assert "ask for" in bench.measure(Point("rank", "0.001MB", "none"))["refused"]
     assert set(bench.measured) == set(FAMILIES[JOINT].codes), "each coder is measured once"
     monkeypatch.setattr("benchmarks.families.curves_of", lambda *_: pytest.fail("measured again"))

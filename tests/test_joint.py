@@ -25,7 +25,7 @@ from isthmus.errors import UnreachableBudget
 from isthmus.flow import joint
 from isthmus.flow.coding import JointProblem, coarser, rounded_anew
 from isthmus.network import embed
-from isthmus.plan import load_plan
+from isthmus.plan import Coding, load_plan
 from isthmus.recovery.straight import straight_through
 from isthmus.storage.blobs import pack, unpack
 from isthmus.storage.coded import Uniform, decode, exponents_of, scale_of
@@ -166,6 +166,30 @@ def test_nats_that_add_up_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) 
     problem = JointProblem(none, {}, {}, {}, {}, {})
     monkeypatch.setattr(joint, "_fitted", lambda *_: joint.Fitted(none, (), 1, (0.1, 0.2), (0.105, 0.19)))
     assert joint._corrected(problem, lambda *_: None)[0] is problem
+
+
+@pytest.mark.parametrize(("alone", "kept"), [(0.08, "alone"), (0.2, "mixed")])
+def test_one_coder_alone_is_kept_where_it_loses_less(monkeypatch: pytest.MonkeyPatch, alone: float, kept: str) -> None:
+    """Of two coders one is predicted to lose nearly as little as both: it is measured; the other is not."""
+    made = {name: Candidate(name, Setting(3.0), 3.0, nats) for name, nats in (("deepcabac", 0.011), ("vptq", 0.03))}
+    none: Any = None
+    problem = JointProblem(none, {}, {"m": tuple(made.values())}, {}, {}, {})
+
+    def searched(at: Any, _: object) -> tuple[Joint, list[Joint]]:
+        nats = at.__self__.curves["m"][0].nats
+        return Joint(0.0, none, {}, nats, 1.0), []
+
+    codings = tuple(Coding(parameter=name, coder=name, bits=3.0) for name in made)
+    mixed = joint.Fitted(Joint(0.0, none, {}, 0.01, 1.0), codings, 1, (0.0, 0.01), (0.0, 0.1))
+    single = joint.Fitted(Joint(0.0, none, {}, 0.011, 1.0), codings[:1], 1, (0.0, 0.011), (0.0, alone))
+    monkeypatch.setattr(joint, "search", searched)
+    monkeypatch.setattr(
+        joint, "_fitted", lambda given, _: single if len(given.curves["m"]) == 1 else pytest.fail("all")
+    )
+    _, best, notes = joint._with_one_coder(problem, mixed, [], lambda *_: None)
+    assert best is (single if kept == "alone" else mixed)
+    assert [note for note in notes if "deepcabac alone" in note]
+    assert not [note for note in notes if "vptq alone" in note]
 
 
 @pytest.mark.parametrize(

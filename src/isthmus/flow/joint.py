@@ -43,6 +43,8 @@ TYPICAL_BITS = 2.5
 FITS, LESS = 6, 0.97
 ADDS_UP, MOST_CORRECTION = 0.1, 4.0
 """Nats are corrected where they add up to a tenth more or less than was predicted, by this factor at most."""
+NEARLY = 1.25
+"""A plan with one coder alone is measured too if it is predicted to lose at most so many times what the mixed does."""
 UNSEEN = 1e-3
 """Nats that cannot be told from none."""
 SMALLEST_SHARE, LARGEST_SHARE = 0.1, 0.7
@@ -97,7 +99,7 @@ def make_joint_plan(
         problem = replace(problem, nats={name: np.full(len(nats), 1e3) for name, nats in relevance.nats.items()})
         relevance = Relevance(method, {})
     progress("allocate", 0, 1)
-    problem, fitted, notes = from_main(lambda: _corrected(problem, progress))
+    problem, fitted, notes = from_main(lambda: _with_one_coder(*_corrected(problem, progress), progress))
     frontier = from_main(lambda: frontier_of(problem, fitted.joint))
     progress("allocate", 1, 1)
     plan = as_plan(study, budget, method, fitted.joint.allocation, rates, relevance, notes, original)
@@ -153,6 +155,38 @@ def _corrected(problem: JointProblem, progress: Progress) -> tuple[JointProblem,
     if sum(second.measured) < sum(first.measured):
         return scaled, second, notes
     return problem, first, [*notes, "the first was kept"]
+
+
+def _with_one_coder(
+    problem: JointProblem, fitted: Fitted, notes: list[str], progress: Progress
+) -> tuple[JointProblem, Fitted, list[str]]:
+    """Return the plan with one coder alone where that is measured to lose less than the one that mixes them.
+
+    Curves of several coders are compared matrix by matrix, and the least of several measurements is a little lucky.
+    """
+    coders = sorted({coding.coder for coding in fitted.codings})
+    for name in coders if len(coders) > 1 else []:
+        curves = {
+            matrix: own
+            for matrix, candidates in problem.curves.items()
+            if (own := tuple(one for one in candidates if one.coder == name))
+        }
+        if len(curves) < len(problem.curves):
+            continue
+        alone = replace(problem, curves=curves)
+        try:
+            predicted, _ = search(alone.at, PRICES)
+            if predicted.distortion > NEARLY * fitted.joint.distortion:
+                continue
+            tried = _fitted(alone, progress)
+        except UnreachableBudget:
+            continue
+        notes = [*notes, _note(f"with {name} alone", tried)]
+        if sum(tried.measured) < sum(fitted.measured):
+            fitted = tried
+        else:
+            notes.append("the one before was kept")
+    return problem, fitted, notes
 
 
 def _note(how: str, fitted: Fitted) -> str:
