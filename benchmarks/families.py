@@ -294,8 +294,8 @@ def run(
 
 def section(result: Mapping[str, Any]) -> list[str]:
     """Return the part of docs/benchmarks.md."""
-    rows = []
-    for one in result["points"]:
+    rows, names = [], list(FAMILIES)
+    for one in sorted(result["points"], key=lambda one: (-_size(one["budget"]), names.index(one["family"]))):
         if "refused" in one:
             rows.append([one["budget"], one["effort"], one["family"], "not reached", "", "", ""])
             continue
@@ -322,7 +322,7 @@ def section(result: Mapping[str, Any]) -> list[str]:
         "",
         markdown_table(
             ["budget", "best family alone", "the joint plan's lead, points", "nats, times fewer than the fewest"],
-            [_lead_row(at, one) for at, one in result["leads"].items()],
+            [_lead_row(at, result["leads"][at]) for at in sorted(result["leads"], key=_size, reverse=True)],
         ),
         "",
         f"Ahead in score everywhere: {_word(result['ahead'])}; in nats: {_word(result['ahead_in_nats'])}; behind in "
@@ -330,6 +330,11 @@ def section(result: Mapping[str, Any]) -> list[str]:
         f"{', '.join(result['behind']) or 'nowhere'}.",
         "",
     ]
+
+
+def _size(at: str) -> float:
+    """Return the bytes of a budget, with or without an effort behind it."""
+    return parse_budget(f"bytes={at.split()[0]}").limits[0].value
 
 
 def _lead_row(at: str, lead: Mapping[str, Any]) -> list[str]:
