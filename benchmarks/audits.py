@@ -33,6 +33,7 @@ from isthmus.flow.solving import solve
 from isthmus.flow.study import cut, original_rates, rates_for, start_study
 from isthmus.network import Network, encode, outputs, tokenize
 from isthmus.recovery.train import recover
+from isthmus.relevance.probe import measure_network
 from isthmus.storage.fingerprint import fingerprint
 from isthmus.storage.opening import open as open_network
 from isthmus.tasks import Task, load_task
@@ -137,8 +138,8 @@ class Bench:
             "steps": self.steps,
         }
 
-    def narrowed(self, seed: int) -> Network:
-        """Return the classifier at a tenth of its parameters, recovered."""
+    def narrowed(self, seed: int) -> tuple[Network, dict[str, float]]:
+        """Return the classifier at a tenth of its parameters, recovered, and its nats before and after recovery."""
         study = start_study(self.original, self.task, seed=seed)
         rates = rates_for(study, ["params"])
         original = original_rates(study, rates)
@@ -148,22 +149,25 @@ class Bench:
         student = cut(study, kept)
         solved = solve(study, student, kept)
         student = solved or student
+        before = measure_network(study.probe, student)
         recipe = recipe_for(
             "faster", SHARE, classifier=True, solved=solved is not None, convolutional=convolutional(student)
         )
         recipe = replace(recipe, steps=self.steps, evaluate_every=max(self.steps // 5, 10), patience=0, labels=0.1)
         done = recover(student, self.original, study.examples, recipe, kept=kept, seed=seed, task=self.task)
-        return replace(done.network, name=f"{self.name} at {SHARE:.0%}, seed {seed}")
+        nats = {"before": before, "after": measure_network(study.probe, done.network)}
+        return replace(done.network, name=f"{self.name} at {SHARE:.0%}, seed {seed}"), nats
 
     def measure(self, point: Point) -> Outcome:
         """Narrow by one seed, and audit."""
         started = time.monotonic()
-        small = self.narrowed(point.seed)
+        small, nats = self.narrowed(point.seed)
         spent = time.monotonic() - started
         found = isthmus.audit(self.original, small, self.task, parts="exemplars,slices", seed=point.seed).report
         exemplars, damage = found.exemplars, found.damage
         if exemplars is None or damage is None:
             raise BadInput(f"audits: {self.name} was audited without labels")
+        losses = [one.loss.value for one in found.networks]
         apart = predicted(small, self.task.held_out.examples) != self.chosen
         return {
             "method": point.method,
@@ -172,7 +176,9 @@ class Bench:
             "seed": point.seed,
             "params": count_parameters(small.model),
             "original_params": count_parameters(self.original.model),
-            "loss": [one.loss.value for one in found.networks],
+            "loss": losses,
+            "relative": (1 - losses[1]) / max(1 - losses[0], 1e-9),
+            **nats,
             "exemplars": exemplars.count,
             "disagree": int(apart.sum()),
             "of": exemplars.of,

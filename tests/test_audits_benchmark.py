@@ -26,6 +26,8 @@ def outcome() -> dict[str, object]:
 
 def test_a_classifier_is_narrowed_and_audited(outcome: dict[str, object]) -> None:
     row: dict[str, object] = outcome
+    # What the runner of points says of each.
+    assert {"relative", "before", "after", "seconds"} <= set(row)
     params, whole = row["params"], row["original_params"]
     assert isinstance(params, int)
     assert isinstance(whole, int)
