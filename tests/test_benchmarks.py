@@ -157,5 +157,5 @@ def test_the_readme_shows_what_was_measured(tmp_path: Path) -> None:
 def test_unknown_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["torch"]) == 2
     names = "reach, torch_pruning, bitstream, families, roofline, known_mi, vision_pruning, vision_tokens, "
-    names += "cache, layerwise"
+    names += "cache, layerwise, audits"
     assert capsys.readouterr().err == f"unknown benchmark 'torch'; the benchmarks are {names}\n"
