@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from claims.common import Ledger, Outcome, Point, Say, run_points
 from claims.data import CIFAR, FASHION, image_task, why_not
+from claims.tables import markdown_table
 
 import isthmus
 from isthmus.audit.resampling import Estimate
@@ -86,7 +87,6 @@ def text_classifier(task: Task, seed: int) -> Network:
         torch.nn.functional.cross_entropy(model(**inputs).logits, labels).backward()  # type: ignore[no-untyped-call]
         adam.step()
         schedule.step()
-    model.requires_grad_(True)
     return network
 
 
@@ -247,8 +247,6 @@ def run(folder: Path, *, networks: Sequence[str] | None, seeds: Sequence[int], s
 
 def section(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the part of docs/benchmarks.md about these results."""
-    from claims.tables import markdown_table
-
     rows = []
     for result in results:
         for point in result["points"]:
@@ -296,9 +294,9 @@ def section(results: Sequence[Mapping[str, Any]]) -> list[str]:
         ),
         "",
         "Exemplars are the held-out examples on which original and narrowed network disagree. The original helped to "
-        "choose them, so its accuracy on them is lowered by its own chance errors; the other network (the text "
-        "classifier trained from another seed, a ResNet-56) had no part in it. Intervals at 95 %, those of slices "
-        "for all slices at once.",
+        "choose them, so its accuracy on them is lowered by its own chance errors; another network, where there is one "
+        "(the text classifier from another seed, a ResNet-56 for the ResNet-20), had no part in it. Intervals at "
+        "95 %, those of slices for all slices at once.",
         "",
         markdown_table(["network", "target", "reached", "met", "slices damaged in every seed"], targets),
         "",

@@ -30,7 +30,7 @@ POSITIONS = 64
 """At so many places of a map, drawn anew for every batch, what a convolution reads is looked at."""
 BATCH = 64
 MOST_COLUMNS = 5120
-"""Readers with more columns are left as they are: a covariance of 100 MB, and its inverse."""
+"""Readers with more columns are left as they are: their covariance would take more than 210 MB."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -216,7 +216,7 @@ class _Sums:
 
     def __init__(self, module: nn.Module, generator: torch.Generator, mask: list[Tensor | None]) -> None:
         self.module, self.generator, self.mask = module, generator, mask
-        self.count, self.calls = 0, 0
+        self.count = 0
         self.first: Tensor | float = 0.0
         self.second: Tensor | float = 0.0
         self.output: Tensor | None = None
@@ -224,17 +224,12 @@ class _Sums:
 
     def see(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         rows = self._rows(module, args[0].detach())
-        self.calls += 1
         self.output = output
-        if rows is None:
-            self.count = -1
-        if self.count < 0 or rows is None:
-            return
         self.count += len(rows)
         self.first = self.first + rows.double().sum(0)
         self.second = self.second + (rows.T @ rows).double()
 
-    def _rows(self, module: nn.Module, entering: Tensor) -> Tensor | None:
+    def _rows(self, module: nn.Module, entering: Tensor) -> Tensor:
         """Return some of the rows that a matrix of the weight is multiplied with, shape ``(rows, columns)``."""
         if isinstance(module, nn.Conv2d):
             sides: Any = module.kernel_size, module.dilation, module.padding, module.stride
@@ -261,9 +256,9 @@ def _moments(
     network: Network, paths: Sequence[str], examples: Sequence[Example]
 ) -> dict[str, tuple[Moments, nn.modules.batchnorm._BatchNorm | None]]:
     """Run the examples and return the moments of what enters each module, and the batch norm that follows it."""
-    model, mask, generator = network.model, [None], torch.Generator().manual_seed(0)
-    held: list[Tensor | None] = mask  # type: ignore[assignment]
-    watched = {path: _Sums(model.get_submodule(path), generator, held) for path in paths}
+    model, generator = network.model, torch.Generator().manual_seed(0)
+    mask: list[Tensor | None] = [None]  # of the batch that is running
+    watched = {path: _Sums(model.get_submodule(path), generator, mask) for path in paths}
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def entering(norm: nn.modules.batchnorm._BatchNorm) -> Any:
@@ -280,7 +275,7 @@ def _moments(
         with torch.no_grad():
             for start in range(0, len(examples), BATCH):
                 inputs = encode(network, examples[start : start + BATCH])
-                held[0] = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
+                mask[0] = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
                 outputs(network, inputs)
     finally:
         for handle in handles:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from isthmus.bottlenecks.tokens.costing import TokenCost
 from isthmus.bottlenecks.tokens.look import Score
-from isthmus.bottlenecks.tokens.policy import Action, TokenNarrowing
+from isthmus.bottlenecks.tokens.policy import Action, TokenNarrowing, most_paired
 from isthmus.bottlenecks.tokens.schedule import WHOLE, Counts, Schedule, Shares
 from isthmus.errors import BadInput, UnreachableBudget
 
@@ -116,7 +116,7 @@ def best(cost: TokenCost, score: Score, action: Action, lost: Floats, limit: flo
         chosen = np.zeros(ahead.shape, dtype=np.int64)
         for place, present in enumerate(counts):
             for after, left in enumerate(counts[: place + 1]):
-                if score.halves and present - left > (present + 1) // 2 - (tokens.prefix + 1) // 2:
+                if score.halves and present - left > most_paired(present, tokens.prefix):
                     continue
                 need = math.ceil((cost.layer(layer, present) + _step(cost, score, action, layer, present, left)) / unit)
                 if need > BINS:
@@ -148,7 +148,7 @@ def least_macs(cost: TokenCost, score: Score, action: Action) -> float:
         entering = [tokens.total]
         for layer in range(tokens.depth - 1):
             present = entering[-1]
-            most = (present + 1) // 2 - (tokens.prefix + 1) // 2 if score.halves else present
+            most = most_paired(present, tokens.prefix) if score.halves else present
             left = max(tokens.prefix + 1, present - most) if layer < steps else present
             entering.append(left)
         found.append(cost.of_policy(TokenNarrowing(score, action, schedule_of(cost, entering))))

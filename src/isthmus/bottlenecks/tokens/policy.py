@@ -128,6 +128,11 @@ def lengths(policy: TokenNarrowing, layers: int, tokens: int, prefix: int) -> tu
     return tuple(entering)
 
 
+def most_paired(tokens: int, prefix: int) -> int:
+    """Return how many of so many tokens can leave a layer at once where a score pairs every other with one between."""
+    return (tokens + 1) // 2 - (prefix + 1) // 2
+
+
 def check_half(policy: TokenNarrowing, layer: int, tokens: int, left: int, prefix: int) -> None:
     """Refuse that more tokens leave a layer than the score pairs.
 
@@ -138,7 +143,7 @@ def check_half(policy: TokenNarrowing, layer: int, tokens: int, left: int, prefi
     """
     if not policy.score.halves:
         return
-    most = (tokens + 1) // 2 - (prefix + 1) // 2
+    most = most_paired(tokens, prefix)
     if tokens - left > most:
         raise BadInput(
             f"tokens: {policy.score.name} pairs tokens, so no more than {most} of {tokens} can leave after "

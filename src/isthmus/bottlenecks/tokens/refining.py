@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from isthmus.bottlenecks.tokens.budget import Measure, schedule_of
 from isthmus.bottlenecks.tokens.costing import TokenCost
 from isthmus.bottlenecks.tokens.look import Score
-from isthmus.bottlenecks.tokens.policy import TokenNarrowing, lengths
+from isthmus.bottlenecks.tokens.policy import TokenNarrowing, lengths, most_paired
 
 MEASUREMENTS = 60
 """Trades that are measured at most."""
@@ -41,7 +41,7 @@ def refined(
         return policy
     tokens = cost.tokens
     best = tuple(lengths(policy, tokens.depth, tokens.total, tokens.prefix))
-    least, left = measure(policy), measurements
+    found, least, left = policy, measure(policy), measurements
     step = max(1, (tokens.total - tokens.prefix) // 8)
     tried = {best}
 
@@ -56,14 +56,15 @@ def refined(
                 continue
             tried.add(kept)
             left -= 1
-            lost = measure(made(kept))
+            tried_policy = made(kept)
+            lost = measure(tried_policy)
             if lost < least:
-                best, least, better = kept, lost, True
+                found, best, least, better = tried_policy, kept, lost, True
             if better or left <= 0:
                 break
         if not better:
             step //= 2
-    return made(best)
+    return found
 
 
 def _trades(now: Entering, step: int) -> Iterator[tuple[Entering, int]]:
@@ -94,5 +95,5 @@ def _fitted(
 def _possible(entering: Sequence[int], score: Score, prefix: int) -> bool:
     """Return whether no more tokens leave a layer than the score can tell apart."""
     return not score.halves or all(
-        before - after <= (before + 1) // 2 - (prefix + 1) // 2 for before, after in itertools.pairwise(entering)
+        before - after <= most_paired(before, prefix) for before, after in itertools.pairwise(entering)
     )
