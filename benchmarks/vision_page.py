@@ -55,10 +55,11 @@ def pruning_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
         markdown_table(["network", "method", "M MACs", "accuracy", "nats after the cut", "after recovery"], rows),
         "",
         f"Half the multiply-accumulates, counted on the narrowed networks: theirs at most {TOLERANCE:.2%} below ours. "
-        f"Accuracy in percent, mean ± standard deviation over seeds, on images that no method was tuned and nothing was "
-        f"trained on: {images}. The same {steps} steps of recovery from the original, batch norms estimated anew for all. "
-        "What is left of ours is besides solved anew in closed form before recovery, as `narrow` does and Torch-Pruning "
-        "does not. By the ViT's images the recipe of its own training was chosen, which both sides start from. "
+        f"Accuracy in percent, mean ± standard deviation over seeds, on images that no method was tuned and nothing "
+        f"was trained on: {images}. The same {steps} steps of recovery from the original, batch norms estimated anew "
+        "for all. What is left of ours is besides solved anew in closed form before recovery, as `narrow` does and "
+        "Torch-Pruning does not. By the ViT's images the recipe of its own training was chosen, from which both sides "
+        "start. "
         f"Torch-Pruning {results[0]['record']['versions']['torch-pruning']}: the best of two importances times six "
         "settings by divergence after the cut.",
         "",
